@@ -1,0 +1,137 @@
+"""What a network says about the clean sample.
+
+A ``Denoiser`` maps a noisy state and its noise level to a prediction of the clean ``x_0``. Networks
+that predict something else are converted here, once, with ``x_t = alpha x_0 + sigma eps``:
+
+| prediction_type | the network's output | clean prediction |
+|---|---|---|
+| epsilon | ``eps`` | ``(x_t - sigma out) / alpha`` |
+| v_prediction | ``alpha eps - sigma x_0`` (unit-variance levels) | ``alpha x_t - sigma out`` |
+| sample | ``x_0`` | ``out`` |
+| flow | ``eps - x_0`` (levels with alpha + sigma = 1) | ``x_t - sigma out`` |
+| score | ``∇ log p_t(x_t)`` | ``(x_t + sigma² out) / alpha`` |
+
+Conditions are bound, not threaded: ``denoiser.given(condition)`` is a denoiser.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from difftilt.errors import InputError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow", "score")
+
+Scale = float | Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level, or one per sample (then each entry broadcasts over the event)."""
+
+    time: Scale
+    alpha: Scale
+    sigma: Scale
+
+
+class Denoiser(nn.Module, ABC):
+    """``(x_t, level) -> prediction of the clean x``."""
+
+    @abstractmethod
+    def forward(self, x_t: Float[Tensor, "B ..."], level: Level) -> Float[Tensor, "B ..."]:
+        """Prediction of ``x_0``, same shape as ``x_t`` (twice the channels for a learned range)."""
+
+    def given(self, condition: Tensor | None) -> Self:
+        """This denoiser with a condition of shape (B, ...) bound; unconditional ones return self."""
+        return self
+
+
+def to_clean(
+    prediction_type: str, output: Tensor, x_t: Float[Tensor, "B ..."], level: Level
+) -> Float[Tensor, "B ..."]:
+    """Convert a network's output to a prediction of ``x_0`` (table in the module's docstring).
+
+    Raises:
+        InputError: unknown ``prediction_type``.
+    """
+    alpha, sigma = level.alpha, level.sigma
+    if prediction_type == "epsilon":
+        return (x_t - sigma * output) / alpha
+    if prediction_type == "v_prediction":
+        # Off the unit circle (Euler's alpha = 1) the net saw x_t / r, so x_0 scales by r = |(a, s)|.
+        square = alpha**2 + sigma**2
+        return (alpha * x_t - sigma * square**0.5 * output) / square
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "flow":
+        return x_t - sigma * output
+    if prediction_type == "score":
+        return (x_t + sigma**2 * output) / alpha
+    raise InputError(
+        f"unknown prediction type {prediction_type!r}; choose one of {', '.join(PREDICTION_TYPES)}"
+    )
+
+
+class NetworkDenoiser(Denoiser):
+    """Any network ``(x, time) -> output`` as a denoiser.
+
+    Arguments:
+        network: the module; owned, so its parameters are this denoiser's.
+        prediction_type: what its output means.
+        call: how to call it, ``call(network, x, time (B,)) -> output``; default ``network(x, time)``.
+        unit_input: divide the input by ``sqrt(alpha² + sigma²)`` (a variance-preserving network
+            driven on levels with alpha = 1, as diffusers' Euler schedulers do).
+        time_dtype: dtype of the time handed to the network.
+
+    Raises:
+        InputError: unknown ``prediction_type``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prediction_type: str = "epsilon",
+        call: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+        unit_input: bool = False,
+        time_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"unknown prediction type {prediction_type!r}; "
+                f"choose one of {', '.join(PREDICTION_TYPES)}"
+            )
+        self.network = network
+        self.prediction_type = prediction_type
+        self.call = call
+        self.unit_input = unit_input
+        self.time_dtype = time_dtype
+
+    def forward(self, x_t: Float[Tensor, "B ..."], level: Level) -> Float[Tensor, "B ..."]:
+        network_input = x_t
+        if self.unit_input:
+            network_input = x_t / (level.alpha**2 + level.sigma**2) ** 0.5
+        time = torch.as_tensor(level.time, dtype=self.time_dtype, device=x_t.device)
+        time = time.reshape(-1).expand(x_t.shape[0])
+        if self.call is None:
+            output = self.network(network_input, time)
+        else:
+            output = self.call(self.network, network_input, time)
+        return self._clean(output, x_t, level)
+
+    def _clean(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
+        channels = x_t.shape[1]
+        if output.shape == x_t.shape:
+            return to_clean(self.prediction_type, output, x_t, level)
+        if x_t.ndim > 1 and output.shape[1] == 2 * channels:
+            mean, variance = output.split(channels, dim=1)
+            return torch.cat([to_clean(self.prediction_type, mean, x_t, level), variance], 1)
+        raise InputError(
+            f"the network maps a state of shape {tuple(x_t.shape)} to {tuple(output.shape)}; "
+            "it has to keep the shape (or double the channels for a learned variance)"
+        )

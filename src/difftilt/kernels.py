@@ -1,0 +1,154 @@
+"""Posterior kernels: networks that say how each step of the prior is tilted.
+
+| form | kernel | starts at the prior because |
+|---|---|---|
+| additive drift (any N, small dimension) | ``VectorKernel`` | its last layer is zero |
+| additive drift net of the prior's own class | ``DriftKernel`` | its last layer is zero |
+| full copy, or adapters (LoRA) on the prior | ``DenoiserKernel`` | both predictions agree |
+
+``log q/p`` is then exactly zero, to the bit, before the first update.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from difftilt.chains import Kernel
+from difftilt.denoisers import Denoiser
+from difftilt.diffusions.gaussian import GaussianDiffusion
+from difftilt.errors import InputError
+from difftilt.models.mlp import StepMLP
+from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
+
+
+class VectorKernel(Kernel):
+    """A perceptron's tilt for states of a few dimensions.
+
+    Arguments:
+        event_shape: shape of one sample.
+        steps: N.
+        components: K of the mixture; 1 for a Gaussian.
+        learned_variance: also learn the (diagonal) variance; always on for a mixture.
+        network: width, depth and frequencies of the ``StepMLP``.
+
+    Raises:
+        InputError: fewer than one component.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        steps: int,
+        components: int = 1,
+        learned_variance: bool = False,
+        **network: int,
+    ) -> None:
+        super().__init__()
+        if components < 1:
+            raise InputError(f"a kernel needs at least 1 component, got components={components}")
+        self.event_shape = tuple(event_shape)
+        self.components = components
+        self.learned_variance = learned_variance or components > 1
+        self.dimension = math.prod(self.event_shape)
+        per_component = self.dimension * (1 + self.learned_variance) + (components > 1)
+        self.network = StepMLP(
+            self.dimension,
+            components * per_component,
+            steps,
+            mask_groups=components,
+            **network,  # type: ignore[arg-type]
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "B ..."],
+        n: int | Int[Tensor, " B"],
+        prediction: Tensor,
+        condition: Tensor | None,
+    ) -> Tilt:
+        output = self.network(x, prediction, n)
+        if self.components == 1:
+            return self._gaussian(output)
+        d, shape = self.dimension, (len(x), self.components, *self.event_shape)
+        grouped = output.reshape(len(x), self.components, -1)
+        return MixtureTilt(
+            grouped[..., :d].reshape(shape),
+            grouped[..., d : 2 * d].reshape(shape),
+            grouped[..., -1],
+        )
+
+    def _gaussian(self, output: Tensor) -> GaussianTilt:
+        shape = (len(output), *self.event_shape)
+        delta = output[:, : self.dimension].reshape(shape)
+        if not self.learned_variance:
+            return GaussianTilt(delta)
+        return GaussianTilt(delta, output[:, self.dimension :].reshape(shape))
+
+
+class DenoiserKernel(Kernel):
+    """The step of another denoiser on the same diffusion: a full copy, or the prior with adapters.
+
+    Arguments:
+        denoiser: the posterior's denoiser (trainable).
+        diffusion: shared with the prior.
+        learned_variance: learn one log-scale per step (not exportable to plain diffusers).
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, diffusion: GaussianDiffusion, learned_variance: bool = False
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.diffusion = diffusion
+        scale = nn.Parameter(torch.zeros(diffusion.steps + 1)) if learned_variance else None
+        self.log_scale = scale
+
+    def forward(
+        self,
+        x: Float[Tensor, "B ..."],
+        n: int | Int[Tensor, " B"],
+        prediction: Tensor,
+        condition: Tensor | None,
+    ) -> Tilt:
+        own = self.denoiser.given(condition)(x, self.diffusion.level(n, x))
+        tilt = self.diffusion.tilt_between(own, prediction, x, n)
+        if self.log_scale is None:
+            return tilt
+        return GaussianTilt(tilt.delta, rows_of(self.log_scale, n, x).expand_as(tilt.delta))
+
+
+class DriftKernel(Kernel):
+    """An additive drift net of any architecture: ``delta = scale network(x, time)``.
+
+    Arguments:
+        network: maps ``(x, time (B,))`` to the shape of x; its last parameters are zero.
+        diffusion: shared with the prior (for the time that each step is told).
+        call: how to call the network, as in ``NetworkDenoiser``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        diffusion: GaussianDiffusion,
+        call: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.diffusion = diffusion
+        self.call = call
+
+    def forward(
+        self,
+        x: Float[Tensor, "B ..."],
+        n: int | Int[Tensor, " B"],
+        prediction: Tensor,
+        condition: Tensor | None,
+    ) -> Tilt:
+        time = torch.as_tensor(self.diffusion.level(n, x).time, device=x.device)
+        time = time.to(x.dtype).reshape(-1).expand(len(x))
+        if self.call is None:
+            return GaussianTilt(self.network(x, time))
+        return GaussianTilt(self.call(self.network, x, time))

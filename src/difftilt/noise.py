@@ -1,0 +1,69 @@
+"""Where randomness comes from.
+
+Training draws from one ``torch.Generator``. Sampling for a user draws each sample's whole path from
+a stream of its own, so that sample ``i`` of seed ``s`` is the same in a batch of 1 or of 1,000.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Noise(ABC):
+    """A source of standard normals and uniforms for a batch."""
+
+    @abstractmethod
+    def normal(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Standard normals of the shape, dtype and device of ``like``."""
+
+    @abstractmethod
+    def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        """Uniforms on [0, 1), one per sample."""
+
+
+class GeneratorNoise(Noise):
+    """Draws from one generator (None: torch's global one)."""
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+
+    def normal(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        return torch.randn(
+            like.shape, dtype=like.dtype, device=like.device, generator=self.generator
+        )
+
+    def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        return torch.rand(
+            like.shape[0], dtype=like.dtype, device=like.device, generator=self.generator
+        )
+
+
+class StreamNoise(Noise):
+    """One stream per sample: sample ``i`` sees the same numbers whatever the batch.
+
+    Arguments:
+        seed: seed of the whole draw.
+        indices: which samples of that draw the batch holds.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self.streams = [_stream(seed, i) for i in indices]
+
+    def normal(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        drawn = [torch.randn(like.shape[1:], generator=g) for g in self.streams]
+        return torch.stack(drawn).to(dtype=like.dtype, device=like.device)
+
+    def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        drawn = torch.stack([torch.rand((), generator=g) for g in self.streams])
+        return drawn.to(dtype=like.dtype, device=like.device)
+
+
+def _stream(seed: int, index: int) -> torch.Generator:
+    """A generator seeded by a mix of (seed, index); splitmix64's finaliser spreads close inputs."""
+    z = (seed * 0x9E3779B97F4A7C15 + index + 1) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return torch.Generator().manual_seed((z ^ (z >> 31)) & 0x7FFFFFFFFFFFFFFF)

@@ -1,0 +1,132 @@
+"""The law of one step of a chain, and how a posterior tilts it.
+
+A step of the prior is a ``Gaussian(mean, std)``. A posterior keeps that step's *coordinates* and
+changes the law inside them: with ``eps = (x' - mean) / std`` the prior draws ``eps ~ N(0, I)`` and a
+posterior draws ``eps`` from a ``Tilt``:
+
+* ``GaussianTilt``: ``N(delta, exp(2 log_scale))``, the shifted mean and, if wanted, the variance;
+* ``MixtureTilt``: ``Σ_k π_k N(delta_k, exp(2 log_scale_k))``, for small dimensions.
+
+Every log-ratio ``log q/p`` is a function of ``eps`` and the tilt alone. It is exactly zero where
+the tilt is zero, and it never subtracts two large log-densities.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from difftilt._ops import over_event, sum_event
+from difftilt.noise import Noise
+
+LOG_2_PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """``N(mean, std² I)`` of one step; ``std`` broadcasts over the event.
+
+    A step whose std is zero is a map, not a law: chains never ask for its density.
+    """
+
+    mean: Float[Tensor, "B ..."]
+    std: Tensor
+
+    def at(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """The state at standardised coordinates ``eps``: ``mean + std eps``."""
+        return self.mean + self.std * eps
+
+    def standardise(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """``(x - mean) / std``."""
+        return (x - self.mean) / self.std
+
+    def log_prob(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        """Log-density in nats, summed over the event."""
+        std = torch.as_tensor(self.std, dtype=x.dtype, device=x.device).expand_as(x)
+        return sum_event(-0.5 * self.standardise(x) ** 2 - std.log() - 0.5 * LOG_2_PI)
+
+
+class Tilt(ABC):
+    """A law of ``eps`` that replaces the prior's ``N(0, I)`` at one step."""
+
+    @abstractmethod
+    def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
+        """``eps`` (B, *event) from the tilt, its scale multiplied by ``widen``."""
+
+    @abstractmethod
+    def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        """``log q(eps) - log N(eps; 0, I)``, nats summed over the event."""
+
+
+@dataclass(frozen=True)
+class GaussianTilt(Tilt):
+    """``eps ~ N(delta, exp(2 log_scale))``.
+
+    ``log q/p = δ·ε - |δ|²/2`` without a log-scale. With one, and ``z = (ε - δ) e^{-g}``, it is
+    ``Σ (ε² - z²)/2 - g``, computed as ``(ε - z)(ε + z)/2``.
+
+    Arguments:
+        delta: standardised shift of the mean, (B, *event).
+        log_scale: log of the std relative to the prior's, broadcastable to the event, or None.
+    """
+
+    delta: Float[Tensor, "B ..."]
+    log_scale: Tensor | None = None
+
+    def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
+        normal = noise.normal(self.delta)
+        scaled = normal if widen == 1.0 else normal * widen
+        return self.delta + (scaled if self.log_scale is None else scaled * self.log_scale.exp())
+
+    def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        if self.log_scale is None:
+            return sum_event(self.delta * (eps - 0.5 * self.delta))
+        z = (eps - self.delta) * torch.exp(-self.log_scale)
+        return sum_event(0.5 * (eps - z) * (eps + z) - self.log_scale)
+
+
+@dataclass(frozen=True)
+class MixtureTilt(Tilt):
+    """``eps ~ Σ_k softmax(logits)_k N(delta_k, exp(2 log_scale_k))``, components shared by the event.
+
+    At finite N the exactly tilted kernel is not Gaussian; a few components come near it.
+
+    Arguments:
+        delta: (B, K, *event).
+        log_scale: (B, K, *event).
+        logits: (B, K).
+    """
+
+    delta: Float[Tensor, "B K ..."]
+    log_scale: Float[Tensor, "B K ..."]
+    logits: Float[Tensor, "B K"]
+
+    def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
+        below = torch.softmax(self.logits, 1).cumsum(1) < noise.uniform(self.delta)[:, None]
+        component = below.sum(1).clamp(max=self.logits.shape[1] - 1)
+        rows = torch.arange(len(component), device=component.device)
+        delta, log_scale = self.delta[rows, component], self.log_scale[rows, component]
+        return delta + noise.normal(delta) * (log_scale.exp() * widen)
+
+    def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        centred = eps[:, None]
+        z = (centred - self.delta) * torch.exp(-self.log_scale)
+        per_dimension = 0.5 * (centred - z) * (centred + z) - self.log_scale
+        per_component = per_dimension.flatten(2).sum(2)
+        log_share = torch.log_softmax(self.logits, 1)
+        return torch.logsumexp(log_share + per_component, 1)
+
+
+def zero_tilt(like: Float[Tensor, "B ..."]) -> GaussianTilt:
+    """The tilt that leaves the prior as it is."""
+    return GaussianTilt(torch.zeros_like(like))
+
+
+def rows_of(values: Float[Tensor, " N"], n: int | Tensor, x: Tensor) -> Tensor:
+    """Entry ``n`` of a table: a scalar for an int, one per sample (B, 1, ...) for a tensor."""
+    if isinstance(n, int):
+        return values[n]
+    return over_event(values[n], x)
