@@ -226,5 +226,5 @@ class GaussianDiffusion:
             tables |= {k: getattr(self.levels, k) for k in ("time", "alpha", "sigma")}
             if self.learned_range is not None:
                 tables |= dict(zip(("log_low", "log_high"), self.learned_range, strict=True))
-            self._cast[key] = {k: v.to(*key) for k, v in tables.items()}  # type: ignore[arg-type]
+            self._cast[key] = {k: v.to(dtype=key[0], device=key[1]) for k, v in tables.items()}
         return self._cast[key]
