@@ -153,6 +153,11 @@ class TrainingState:
         share = (self.progress - start) / max(1 - start, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * share))
 
+    def use_average(self) -> None:
+        """Put the moving average into the posterior, for sampling (call again to undo)."""
+        if self.plan.optimisation.ema > 0:
+            self.average.swap()
+
     def _behaviours(self) -> dict[str, tuple[Behaviour, float]]:
         plan, weights = self.plan, vars(self.plan.behaviour)
         keeping = plan.replaying
