@@ -7,7 +7,7 @@ weights of the defensive mixture (``ω ≤ M / a``) the distance to π falls at 
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +16,7 @@ from torch import Tensor
 from difftilt.errors import InputError
 
 
-@dataclass(frozen=True)
-class Corrected:
+class Corrected(NamedTuple):
     """End of the chains.
 
     Attributes:
