@@ -8,8 +8,8 @@ them its log-ratio to the prior is exactly zero. A ``Path`` records tensors only
 
 * ``rollout``: draw paths;           ``bridge``: noise a given ``x_0`` to a path;
 * ``log_ratio``: ``Λ(τ) = Σ_n log q/p`` in nats;
-* ``backward``: the gradient of ``Σ_b c_b Λ(τ_b)`` by re-visiting detached states in chunks. It is the
-  chain rule, exact for any loss that sees the network through Λ, and its memory is a chunk's,
+* ``backward``: the gradient of ``Σ_b c_b Λ(τ_b)`` by re-visiting detached states in chunks. It is
+  the chain rule, exact for any loss that sees the network through Λ, and its memory is a chunk's,
   whatever N (Venkatraman et al. 2024, section H.1, arXiv 2405.20971).
 """
 

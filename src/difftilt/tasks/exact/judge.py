@@ -128,5 +128,3 @@ def _two_sample(
     drawn = x_0[rows].flatten(1)
     distance, p = energy_test(drawn, exact, 200, generator)
     return distance, p, classifier_two_sample_test(drawn, exact, 0).value
-
-
