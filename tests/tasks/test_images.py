@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from difftilt.errors import InputError
+from difftilt.errors import CheckpointError, InputError
 from difftilt.tasks import images as garments
 
 MEBIBYTE = 2**20
@@ -113,6 +113,15 @@ class TestClassifiers:
     def test_unknown_name_lists_the_known_ones(self):
         with pytest.raises(InputError, match=r"reward.*heldout"):
             garments.load_classifier("judge")  # type: ignore[arg-type]
+
+    def test_half_written_weights_are_named(self, tmp_path, monkeypatch):
+        whole = (garments.fashion_prior_folder().parent / "fashion_reward.safetensors").read_bytes()
+        (tmp_path / "fashion_reward.safetensors").write_bytes(whole[: len(whole) // 2])
+        monkeypatch.setattr(garments, "_data_folder", lambda: tmp_path)
+        with pytest.raises(CheckpointError, match=r"fashion_reward.*train_image_models"):
+            garments.load_classifier("reward")
+        with pytest.raises(CheckpointError, match=r"fashion_heldout"):
+            garments.load_classifier("heldout")
 
     def test_ten_class_names(self):
         assert len(set(garments.FASHION_CLASSES)) == 10
