@@ -70,7 +70,7 @@ def train(words: list[str], command: list[str]) -> None:
     if not finished:
         _talk(f"interrupted and saved; continue with: {' '.join(command)} --resume True")
         raise SystemExit(130)
-    print((folder / "certificate.txt").read_text())
+    print(runs.certificate_text(folder))
     print(page)
 
 
@@ -94,7 +94,6 @@ def sample(words: list[str], command: list[str]) -> None:
         seed: int = 0,
         correct: Literal["none", "snis", "mh", "smc"] = "none",
         effort: int = 4,
-        out: Path | None = None,
     ) -> Path:
         """Draw samples from a run.
 
@@ -104,9 +103,8 @@ def sample(words: list[str], command: list[str]) -> None:
             seed: of the draw; sample i does not depend on n.
             correct: exact correction: resampling, Metropolis-Hastings or particles.
             effort: proposals, steps or particles per corrected sample.
-            out: safetensors file; default RUN/samples/drawn.safetensors.
         """
-        return runs.sample_run(run, n, seed, None if correct == "none" else correct, effort, out)
+        return runs.sample_run(run, n, seed, None if correct == "none" else correct, effort)
 
     print(_parse(options, words, "sample"))
 

@@ -156,7 +156,7 @@ class Prior:
 
     def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Float[Tensor, "n ..."]:
         """``n`` independent samples (decoded), one stream per sample."""
-        return self._decoded(sample(self.chain, n, seed, batch).x_0)
+        return self.decoded(sample(self.chain, n, seed, batch).x_0)
 
     def tilt(
         self,
@@ -179,7 +179,8 @@ class Prior:
         bound = reward_bound(log_reward) if log_bound is None else log_bound
         return Target(self, as_reward(log_reward), beta, bound)
 
-    def _decoded(self, x: Tensor) -> Tensor:
+    def decoded(self, x: Tensor) -> Tensor:
+        """What the reward sees of the chain's ``x_0``."""
         return x if self.decode is None else self.decode(x)
 
 
@@ -199,7 +200,7 @@ class Target:
 
     def score(self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
         """``log r`` of the chain's ends, decoded first where the prior decodes."""
-        return self.log_reward(self.prior._decoded(x_0), condition)
+        return self.log_reward(self.prior.decoded(x_0), condition)
 
     def posterior(self, form: Form | None = None, initial: bool = False) -> "Posterior":
         """The untrained posterior of a form: equal to the prior, to the bit.
@@ -306,7 +307,7 @@ class Posterior:
             correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.corrected_sample``).
             effort: proposals, steps or particles per corrected sample.
         """
-        return self.target.prior._decoded(self.draw(n, seed, correct, effort).x_0)
+        return self.target.prior.decoded(self.draw(n, seed, correct, effort).x_0)
 
     def draw(
         self, n: int, seed: int = 0, correct: Correction | None = None, effort: int = 4

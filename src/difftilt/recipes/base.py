@@ -6,7 +6,7 @@ the target and the posterior; ``evaluation`` measures samples when the run is do
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
@@ -50,17 +50,19 @@ class Recipe(ABC):
     Arguments:
         samples: samples drawn for the report, of the prior and of the posterior.
         certificate_paths: paths of the certificate; a quarter of them are the prior's.
+        training: the plan.
     """
 
     samples: int = 256
     certificate_paths: int = 4096
+    training: Training = field(default_factory=Training)
 
     @abstractmethod
     def job(self) -> Job:
         """Load or build everything; says in one sentence what is wrong with a bad input."""
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
-        """The report's table: ``{"title", "rows": [{"name", "prior", "posterior", ...}], "notes"}``."""
+        """The report's table: title, rows (name, prior, posterior, ...) and notes."""
         rows = [_mean_log_r(drawn)]
         return {"title": "Reward", "rows": rows, "notes": []}
 

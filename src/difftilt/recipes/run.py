@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import difftilt
 from difftilt.chains import rollout
-from difftilt.errors import CheckpointError, InputError
+from difftilt.diagnostics.certificate import Certificate
+from difftilt.errors import CheckpointError
 from difftilt.noise import StreamNoise
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.sampling import Correction, Samples, sample_paths
 from difftilt.training.checkpoint import load_checkpoint, load_posterior, save_posterior
 from difftilt.training.loop import interruptible, progress_bar, train
-from difftilt.training.run_folder import RunFolder, write_json
+from difftilt.training.run_folder import RunFolder
+
+POSTERIOR = "posterior"
 
 Talk = Callable[[str], None]
 
@@ -54,28 +56,22 @@ def run(
     Returns:
         False if interrupted (the folder holds a checkpoint), True when done.
     """
-    if not resume and (folder / "config.json").exists():
-        raise InputError(
-            f"{folder} already holds a run; choose another --out, or continue it with --resume True"
-        )
-    torch.manual_seed(recipe.__dict__["training"].seed)
-    job = recipe.job()
-    talk(_probe(job))
-    identity = _identity(name, recipe, job, command or [])
+    torch.manual_seed(recipe.training.seed)
     with RunFolder(folder) as opened:
+        job = recipe.job()
+        opened.begin(_config(name, recipe, job, command or []), resume)
+        talk(_probe(job))
         state = job.target.state(job.posterior, job.training, data=job.data)
         if resume:
-            talk(f"resuming at update {load_checkpoint(state, folder, identity)}")
-        else:
-            opened.write_config(identity)
+            step = load_checkpoint(state, opened.checkpoints, opened.identity)
+            talk(f"resuming after update {step}")
         with interruptible() as stop:
-            stream = train(state, opened, stop=stop, identity=identity)
-            for _ in progress_bar(stream, state):
+            for _ in progress_bar(train(state, opened, stop=stop), state):
                 pass
         if state.progress < 1:
             return False
         state.use_average()
-        save_posterior(job.posterior.chain, folder, identity)
+        save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
         _finish(recipe, job, opened, talk)
     return True
 
@@ -83,14 +79,13 @@ def run(
 def _probe(job: Job) -> str:
     """Score a few prior samples before any training: a bad reward is named at once."""
     x_0 = sample_paths(job.target.prior.chain, 32, seed=0).x_0
-    probe = job.target.log_reward.probe(job.target.prior._decoded(x_0), require_signal=False)
+    probe = job.target.log_reward.probe(job.target.prior.decoded(x_0), require_signal=False)
     return f"reward on 32 prior samples: log r from {probe.minimum:.3g} to {probe.maximum:.3g}"
 
 
-def _identity(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str, Any]:
+def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str, Any]:
     prior = job.target.prior
     return {
-        "format": 1,
         "difftilt": difftilt.__version__,
         "recipe": name,
         "command": command,
@@ -110,7 +105,7 @@ def _identity(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[s
 def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
     talk("drawing samples")
     target, posterior = job.target, job.posterior
-    seed = recipe.__dict__["training"].seed
+    seed = recipe.training.seed
     prior = dataclasses.replace(posterior, chain=target.prior.chain)
     drawn = Drawn(
         prior.draw(_prior_draws(recipe), seed + 1),
@@ -118,29 +113,25 @@ def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
         posterior.draw(min(64, recipe.samples), seed + 3, correct="snis"),
     )
     for label in ("prior", "posterior", "corrected"):
-        opened.save_samples(label, _tensors(getattr(drawn, label), job))
+        _save(opened, label, getattr(drawn, label), job)
     talk("certifying")
     certificate = posterior.certify(recipe.certificate_paths, seed=seed + 4)
-    _write_certificate(opened.path, certificate)
-    opened.write_evaluation(recipe.evaluation(job, drawn))
+    _write_certificate(opened, certificate)
+    opened.write("evaluation", recipe.evaluation(job, drawn))
 
 
 def _prior_draws(recipe: Recipe) -> int:
     return 4 * recipe.samples
 
 
-def _tensors(samples: Samples, job: Job) -> dict[str, Tensor]:
-    tensors = {"x_0": job.target.prior._decoded(samples.x_0)}
-    if samples.log_r is not None:
-        tensors["log_r"] = samples.log_r
-    if samples.log_w is not None:
-        tensors["log_w"] = samples.log_w
-    return tensors
+def _save(opened: RunFolder, name: str, samples: Samples, job: Job) -> Path:
+    assert samples.log_r is not None
+    decoded = job.target.prior.decoded(samples.x_0)
+    return opened.save_samples(name, decoded, samples.log_r, samples.log_w)
 
 
-def _write_certificate(folder: Path, certificate: Any) -> None:
-    write_json(folder / "certificate.json", {**certificate.to_dict(), "text": str(certificate)})
-    (folder / "certificate.txt").write_text(f"{certificate}\n")
+def _write_certificate(opened: RunFolder, certificate: Certificate) -> None:
+    opened.write("certificate", {**certificate.to_dict(), "text": str(certificate)})
 
 
 def load_run(folder: Path) -> tuple[Recipe, Job]:
@@ -149,34 +140,32 @@ def load_run(folder: Path) -> tuple[Recipe, Job]:
     Raises:
         CheckpointError: no finished run there, or its posterior does not fit its recipe.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no config.json")
-    identity = json.loads(config.read_text())
-    if identity.get("recipe") not in RECIPES:
-        raise CheckpointError(f"{config} names the unknown recipe {identity.get('recipe')!r}")
-    recipe = from_config(RECIPES[identity["recipe"]], identity["config"])
+    config = RunFolder(folder).config
+    if config.get("recipe") not in RECIPES:
+        raise CheckpointError(
+            f"{folder} was written by the unknown recipe {config.get('recipe')!r}"
+        )
+    recipe = from_config(RECIPES[config["recipe"]], config["config"])
     torch.manual_seed(recipe.training.seed)
     job = recipe.job()
-    load_posterior(job.posterior.chain, folder, identity)
+    load_posterior(job.posterior.chain, folder / POSTERIOR, RunFolder(folder).identity)
     return recipe, job
 
 
-def sample_run(
-    folder: Path, n: int, seed: int, correct: Correction | None, effort: int, out: Path | None
-) -> Path:
-    """Draw samples from a run into a safetensors file; returns its path."""
+def sample_run(folder: Path, n: int, seed: int, correct: Correction | None, effort: int) -> Path:
+    """Draw samples from a run into ``samples/drawn.safetensors``; returns its path."""
     _, job = load_run(folder)
     drawn = job.posterior.draw(n, seed, correct, effort)
     with RunFolder(folder) as opened:
-        return opened.save_samples("drawn", _tensors(drawn, job), out)
+        return _save(opened, "drawn", drawn, job)
 
 
 def certify_run(folder: Path, n: int, seed: int, confidence: float) -> str:
     """Certify a run again with new paths; returns the certificate as text."""
     _, job = load_run(folder)
     certificate = job.posterior.certify(n, seed=seed, confidence=confidence)
-    _write_certificate(folder, certificate)
+    with RunFolder(folder) as opened:
+        _write_certificate(opened, certificate)
     return str(certificate)
 
 
@@ -192,7 +181,7 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
     start = time.perf_counter()
     rollout(chain, 8, StreamNoise(1, range(8)))
     per_step = (time.perf_counter() - start) / (8 * chain.steps)
-    probe = job.target.log_reward.probe(prior._decoded(path.x_0), require_signal=False)
+    probe = job.target.log_reward.probe(prior.decoded(path.x_0), require_signal=False)
     assert path.log_ratio is not None
 
     def row(check: str, passed: bool, remark: str) -> dict[str, str]:
@@ -222,3 +211,8 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
         row("chain has stochastic steps", True, f"{len(chain.density_steps)} of {chain.steps}"),
         row("cost", True, f"{1e3 * per_step:.2f} ms per sample and step"),
     ]
+
+
+def certificate_text(folder: Path) -> str:
+    """The certificate of a run folder, as text."""
+    return RunFolder(folder).read("certificate")["text"]
