@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from difftilt.errors import InputError
-from difftilt.smc.resampling import SCHEMES, resample
+from difftilt.smc.resampling import SCHEMES, _invert, resample
 
 WEIGHTS = torch.tensor([0.0, 0.03, 0.4, 0.0, 0.07, 0.25, 0.25, 0.0], dtype=torch.float64)
 STRAYING = {"systematic": 1.0, "stratified": 2.0, "residual": math.inf, "multinomial": math.inf}
@@ -83,3 +83,10 @@ def test_impossible_weights_are_refused(scheme: str):
 def test_unknown_scheme():
     with pytest.raises(InputError, match="'bootstrap' is not one of multinomial"):
         resample(torch.zeros(4), scheme="bootstrap")
+
+
+def test_points_on_an_edge_fall_to_a_particle_of_positive_weight():
+    """0 with a leading weight of 0, an inner edge, and 1, to which a strided grid may round."""
+    weights = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0], dtype=torch.float64)
+    edges = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert _invert(weights, edges).tolist() == [1, 3, 3]
