@@ -45,7 +45,9 @@ def _check_masses(masses: Num[Tensor, " K"], name: str) -> Float[Tensor, " K"]:
     return masses
 
 
-def mode_total_variation(masses: Num[Tensor, " K"], probabilities: Float[Tensor, " K"]) -> float:
+def mode_total_variation(
+    masses: Num[Tensor, " modes"], probabilities: Float[Tensor, " K"]
+) -> float:
     """``½ Σ_k |masses_k - probabilities_k|``, both normalised first.
 
     Arguments:
@@ -91,7 +93,7 @@ def _energy_statistic(
 def energy_distance(x: Float[Tensor, "n ..."], y: Float[Tensor, "m ..."]) -> float:
     """``2 E|X - Y| - E|X - X'| - E|Y - Y'|``, unbiased: around 0, also below, for equal laws.
 
-    Source: Szekely and Rizzo 2013, eq. 1 and 6 (J. Stat. Plan. Inference 143).
+    Source: Szekely and Rizzo 2013 (J. Stat. Plan. Inference 143).
     """
     x, y = _flat_pair(x, y)
     within_x, within_y = _distances(x, x).sum(), _distances(y, y).sum()
@@ -160,7 +162,7 @@ def sliced_wasserstein(
         directions: how many θ.
         generator: of the directions, on the device of x.
 
-    Source: Bonneel et al. 2015, section 3 (J. Math. Imaging Vis. 51).
+    Source: Bonneel et al. 2015 (J. Math. Imaging Vis. 51).
     """
     x, y = _flat_pair(x, y)
     theta = torch.randn(
@@ -192,16 +194,22 @@ def classifier_two_sample_test(
     x, y = _flat_pair(x, y)
     features = torch.cat([x, y]).cpu().numpy()
     labels = torch.cat([torch.zeros(len(x)), torch.ones(len(y))]).long().numpy()
-    correct = torch.from_numpy(_held_out(features, labels, seed, folds) == labels).double()
-    right_x, right_y = correct[: len(x)].mean().item(), correct[len(x) :].mean().item()
-    value = (right_x + right_y) / 2
-    error = 0.5 * math.sqrt(right_x * (1 - right_x) / len(x) + right_y * (1 - right_y) / len(y))
+    said_y = torch.from_numpy(_held_out(features, labels, seed, folds) > labels.mean())
+    right = [int((~said_y[: len(x)]).sum()), int(said_y[len(x) :].sum())]
+    value = (right[0] / len(x) + right[1] / len(y)) / 2
+    error = 0.5 * math.hypot(_binomial_error(right[0], len(x)), _binomial_error(right[1], len(y)))
     half = normal_quantile(0.99) * error
     return Estimate(value, error, max(0.0, value - half), min(1.0, value + half), 0.99)
 
 
+def _binomial_error(count: int, n: int) -> float:
+    """Standard error of ``count / n``; one success and one failure added, so it is never 0."""
+    rate = (count + 1) / (n + 2)
+    return math.sqrt(rate * (1 - rate) / n)
+
+
 def _held_out(features, labels, seed: int, folds: int):
-    """Predicted label of each row by the network that did not see it."""
+    """Probability of label 1 of each row, by the network that did not see it."""
     require("sklearn", "report")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -211,12 +219,11 @@ def _held_out(features, labels, seed: int, folds: int):
 
     width = min(256, max(32, 10 * features.shape[1]))
     network = MLPClassifier((width, width), early_stopping=True, max_iter=300, random_state=seed)
+    model = make_pipeline(StandardScaler(), network)
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return cross_val_predict(
-            make_pipeline(StandardScaler(), network), features, labels, cv=split
-        )
+        return cross_val_predict(model, features, labels, cv=split, method="predict_proba")[:, 1]
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def defensive_log_weights(
         vanishes. log_r: (n,) ``β log r``.
         share: a, the share of prior paths, in (0, 1).
 
-    Source: Owen and Zhou 2000, section 4 (defensive mixture sampling).
+    Source: Hesterberg 1995 (Technometrics 37, 185-194); Owen and Zhou 2000 (JASA 95, 135-143).
     """
     check_share(share)
     log_ratio, log_r = check_pair(log_ratio, log_r)

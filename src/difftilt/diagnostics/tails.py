@@ -18,7 +18,7 @@ from difftilt.diagnostics.weights import check_log_weights
 def pareto_k_threshold(n: int) -> float:
     """``min(1 - 1 / log10 n, 0.7)``: above it n draws are too few for that tail; n ≥ 2.
 
-    Source: Vehtari et al. 2024, section 3.2.4 (arXiv 1507.02646).
+    Source: Vehtari et al. 2024 (arXiv 1507.02646).
     """
     return min(1 - 1 / math.log10(max(n, 2)), 0.7)
 
@@ -29,7 +29,7 @@ def _fit_shape(excess: Float[Tensor, " m"]) -> float:
     With ``θ = -shape / scale`` given, ``k(θ) = mean log(1 - θ x)`` maximises the likelihood, whose
     profile is ``m (log(-θ / k) - k - 1)``; θ is averaged over it on the quantiles of a prior.
 
-    Source: Zhang and Stephens 2009, section 4 (Technometrics 51, 316-325).
+    Source: Zhang and Stephens 2009 (Technometrics 51, 316-325).
     """
     excess = excess.sort().values
     m, quartile = len(excess), excess[int(len(excess) / 4 + 0.5) - 1]
@@ -56,7 +56,7 @@ def pareto_k(log_w: Float[Tensor, " n"]) -> float:
         k-hat; -inf if the largest weights are all equal (to 1e-6: there is no tail), inf if fewer
         than 5 weights exceed the threshold (n < 25, or nearly all of the weight on a few paths).
 
-    Source: Vehtari et al. 2024, section 3 and appendix C (arXiv 1507.02646).
+    Source: Vehtari et al. 2024 (arXiv 1507.02646).
     """
     log_w = check_log_weights(log_w).cpu()
     n = len(log_w)
