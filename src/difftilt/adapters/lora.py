@@ -15,7 +15,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,7 @@ class AdaptedDenoiser(Denoiser):
         with _switched_on(self.layers.values(), self.adapter):
             return self.prior(x_t, level)
 
-    def given(self, condition: Tensor | None) -> Self:
+    def given(self, condition: Tensor | None) -> "AdaptedDenoiser":
         bound = copy.copy(self)
         bound._prior = (self.prior.given(condition),)
         return bound
