@@ -16,7 +16,6 @@ them its log-ratio to the prior is exactly zero. A ``Path`` records tensors only
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -190,7 +189,7 @@ class Chain:
             )
         return replace(self, kernel=kernel, initial=initial)
 
-    def given(self, condition: Tensor | None) -> Self:
+    def given(self, condition: Tensor | None) -> "Chain":
         """This chain with a condition of shape (B, ...) bound to it."""
         return replace(self, condition=condition)
 

@@ -17,7 +17,6 @@ Conditions are bound, not threaded: ``denoiser.given(condition)`` is a denoiser.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -46,7 +45,7 @@ class Denoiser(nn.Module, ABC):
     def forward(self, x_t: Float[Tensor, "B ..."], level: Level) -> Float[Tensor, "B ..."]:
         """Prediction of ``x_0``, same shape as ``x_t`` (twice the channels for a learned range)."""
 
-    def given(self, condition: Tensor | None) -> Self:
+    def given(self, condition: Tensor | None) -> "Denoiser":
         """This denoiser with a condition (B, ...) bound; unconditional ones return self."""
         return self
 
