@@ -48,13 +48,23 @@ class Scored:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a behaviour may use: the posterior, the reward, the present β and the randomness."""
+    """What a behaviour may use.
+
+    Arguments:
+        chain: the posterior, with a condition for each path bound if it is conditional.
+        log_reward: ``(x_0, condition) -> log r (B,)``.
+        beta: the present β.
+        generator: of all that is drawn.
+        buffer: ends found before.
+        chunk: states per network call where paths are re-visited.
+    """
 
     chain: Chain
     log_reward: LogReward
     beta: float
     generator: torch.Generator
     buffer: ReplayBuffer
+    chunk: int | None = None
 
     @property
     def noise(self) -> GeneratorNoise:
@@ -77,7 +87,7 @@ class Behaviour(ABC):
 
     @abstractmethod
     def draw(self, situation: Situation, count: int) -> Scored:
-        """``count`` scored paths; the situation's chain has a condition of ``count`` rows, if any."""
+        """``count`` scored paths; a conditional chain has a condition of ``count`` rows bound."""
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs of this behaviour."""
@@ -142,6 +152,8 @@ class Pooled(Behaviour):
             self._grow(situation, max(self.fresh, count), prior_share=1.0)
         elif self.fresh:
             self._grow(situation, self.fresh, self.prior_share)
+        while not self.pool.hopeful and len(self.pool) < self.pool.capacity:
+            self._grow(situation, max(self.fresh, count), prior_share=1.0)
         if self.draws % 20 == 0:
             self.exponent = self.pool.exponent(situation.beta, self.effective)
         self.draws += 1
@@ -158,10 +170,11 @@ class Pooled(Behaviour):
         self.pool.load({k: v for k, v in state.items() if k != "counters"})
 
     def _grow(self, situation: Situation, count: int, prior_share: float) -> None:
-        own = int(round(count * (1 - prior_share)))
-        paths = [rollout(situation.chain.prior, count - own, situation.noise)]
+        own = round(count * (1 - prior_share))
+        prior = _resized(situation.chain.prior, slice(own, count))
+        paths = [rollout(prior, count - own, situation.noise)]
         if own:
-            paths.append(rollout(situation.chain, own, situation.noise))
+            paths.append(rollout(_resized(situation.chain, slice(own)), own, situation.noise))
         scored = situation.score(Path.joined(paths))
         ratio = self._ratios(situation, paths) if own else torch.zeros(count)
         self.pool.add(scored.path, scored.log_r, ratio, (count - own) / count)
@@ -170,7 +183,7 @@ class Pooled(Behaviour):
     def _ratios(situation: Situation, paths: list[Path]) -> Tensor:
         assert paths[1].log_ratio is not None
         with torch.no_grad():
-            prior_paths = log_ratio(situation.chain, paths[0])
+            prior_paths = log_ratio(situation.chain, paths[0], situation.chunk)
         return torch.cat([prior_paths, paths[1].log_ratio])
 
 
@@ -202,7 +215,7 @@ class DataBridges(Behaviour):
 
 @dataclass
 class LocalSearch(Behaviour):
-    """Replayed ends noised up to a random level and denoised again; the better end is kept.
+    """Replayed ends noised up to a random level and denoised again: new ends near good ones.
 
     Arguments:
         depth: largest share of the chain's levels to go up, in (0, 1].
@@ -214,16 +227,15 @@ class LocalSearch(Behaviour):
 
     def draw(self, situation: Situation, count: int) -> Scored:
         rows = situation.buffer.draw(count, situation.generator)
-        highest = max(2, int(self.depth * situation.chain.steps))
+        highest = min(situation.chain.steps, max(2, int(self.depth * situation.chain.steps)))
         level = int(torch.randint(1, highest + 1, (), generator=situation.generator))
         chain, x_0 = situation.replayed(rows)
-        found = situation.score(back_and_forth(chain, x_0, level, situation.noise))
-        self._remember(situation, found)
-        return found
+        return situation.score(back_and_forth(chain, x_0, level, situation.noise))
 
-    @staticmethod
-    def _remember(situation: Situation, found: Scored) -> None:
-        better = found.log_r > situation.buffer.log_r.median()
-        if bool(better.any()):
-            log_r = found.log_r[better]
-            situation.buffer.add(found.path.x_0[better], log_r, torch.zeros_like(log_r))
+
+def _resized(chain: Chain, rows: slice) -> Chain:
+    """The chain with some rows of its condition, which are repeated from the first as needed."""
+    if chain.condition is None:
+        return chain
+    wanted = torch.arange(rows.start or 0, rows.stop, device=chain.condition.device)
+    return chain.given(chain.condition[wanted % len(chain.condition)])

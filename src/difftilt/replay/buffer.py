@@ -56,11 +56,13 @@ class ReplayBuffer:
         condition: Tensor | None = None,
     ) -> None:
         """Add ends with a finite ``log r``; a duplicate's residual is not updated."""
-        rows = torch.nonzero(torch.isfinite(log_r) & self._is_new(x_0)).flatten()
+        rows = torch.nonzero(torch.isfinite(log_r)).flatten()
+        rows = rows[self._is_new(x_0[rows])]
         first = len(self) == 0
         self.x_0 = x_0[rows] if first else torch.cat([self.x_0, x_0[rows]])
         self.log_r = torch.cat([self.log_r, log_r[rows].float()])
-        self.residual = torch.cat([self.residual, residual[rows].abs().float()])
+        own_residual = residual[rows].abs().float().nan_to_num(nan=0.0)
+        self.residual = torch.cat([self.residual, own_residual])
         if condition is not None:
             own = condition[rows]
             self.condition = own if self.condition is None else torch.cat([self.condition, own])
@@ -78,8 +80,9 @@ class ReplayBuffer:
         return torch.multinomial(self._probabilities(), count, True, generator=generator)
 
     def update(self, rows: Tensor, residual: Float[Tensor, " B"]) -> None:
-        """Record new residuals of replayed ends."""
-        self.residual[rows] = residual.abs().float()
+        """Record new residuals of replayed ends; one that is not finite is left as it was."""
+        finite = torch.isfinite(residual)
+        self.residual[rows[finite]] = residual[finite].abs().float()
 
     def state(self) -> dict[str, Tensor]:
         """The buffer as tensors."""

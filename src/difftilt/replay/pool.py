@@ -1,9 +1,9 @@
 """A pool of weighted paths that covers the posterior.
 
 Paths are drawn from the mixture ``(1 - a) q + a p`` of the present posterior and the prior, so that
-their importance weights ``r^β / ((1 - a) q/p + a)`` are bounded by ``max r^β / a`` and no mode of the
-prior can be forgotten. While the weights are too uneven the reward is tempered: the exponent γ is the
-largest in (0, 1] at which the pool's effective sample size reaches a wanted share.
+their importance weights ``r^β / ((1 - a) q/p + a)`` are bounded by ``max r^β / a`` and no mode of
+the prior can be forgotten. While the weights are too uneven the reward is tempered: the exponent γ
+is the largest in (0, 1] at which the pool's effective sample size reaches a wanted share.
 """
 
 import math
@@ -13,22 +13,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.chains import Path
+from difftilt.errors import RewardError
 from difftilt.smc.resampling import systematic
 
 
 def tempered_exponent(
     log_r: Float[Tensor, " K"], log_proposal: Float[Tensor, " K"], share: float
 ) -> float:
-    """Largest γ in [0, 1] with effective sample size of ``γ log r - log_proposal`` >= ``share``.
+    """Largest γ in (0, 1] with effective sample size of ``γ log r - log_proposal`` >= ``share``.
+
+    Paths of zero reward have no weight at any γ > 0 and do not count. Where no γ reaches the share,
+    because the proposal's own densities are too uneven, the smallest γ that is tried is returned.
 
     Arguments:
         log_r: ``β log r``, nats.
         log_proposal: log of the proposal's density relative to the prior.
-        share: wanted effective sample size as a fraction of K, in (0, 1).
+        share: wanted effective sample size, as a fraction of the paths of non-zero reward.
     """
+    possible = torch.isfinite(log_r)
+    if not bool(possible.any()):
+        raise RewardError(
+            f"log r = -inf on all {len(log_r)} paths of the pool, so there is nothing to learn "
+            "from; soften the reward, give it a floor, or raise pool_capacity"
+        )
+    log_r, log_proposal = log_r[possible], log_proposal[possible]
 
     def effective(gamma: float) -> float:
-        log_w = gamma * log_r.clamp(min=-1e30) - log_proposal
+        log_w = gamma * log_r - log_proposal
         log_w = log_w - log_w.max()
         return float(log_w.exp().sum() ** 2 / (2 * log_w).exp().sum() / len(log_w))
 
@@ -38,7 +49,7 @@ def tempered_exponent(
     for _ in range(30):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if effective(middle) >= share else (low, middle)
-    return low
+    return high
 
 
 class PathPool:
@@ -78,6 +89,11 @@ class PathPool:
         self.path = joined if joined.batch <= self.capacity else joined.select(rows)
         self.log_r = torch.cat([self.log_r, log_r])[keep]
         self.log_proposal = torch.cat([self.log_proposal, log_proposal])[keep]
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether some path has a reward above zero."""
+        return bool(torch.isfinite(self.log_r).any())
 
     def exponent(self, beta: float, share: float) -> float:
         """The exponent γ at which the pool's effective sample size is at least ``share``."""

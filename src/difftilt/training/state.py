@@ -57,7 +57,10 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Move towards the present parameters after update ``step`` (1, 2, ...)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        present = [p.detach() for p in self.parameters]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self.average, present, 1 - decay
+        )
 
     @torch.no_grad()
     def swap(self) -> None:

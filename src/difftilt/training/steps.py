@@ -6,7 +6,8 @@ The same step serves every objective that sees the network through Λ.
 """
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,13 +55,14 @@ def training_step(state: TrainingState) -> Metrics:
     parts = _draw(state, beta)
     path = Path.joined([scored.path for scored in parts.values()])
     log_r = torch.cat([scored.log_r for scored in parts.values()])
-    for optimiser in state.optimisers:
-        optimiser.zero_grad(set_to_none=True)
-    losses, ratios = _gradient(state, path, log_r, beta)
+    phase = "warm start" if state.warming else "balance"
+    losses, ratios = _fitting_gradient(state, path, log_r, beta)
     norm = _move(state)
     _remember(state, parts, ratios, beta)
     own = slice(0, parts["on_policy"].path.batch) if "on_policy" in parts else slice(0, 0)
-    return _metrics(state, losses, beta * log_r[own] - ratios[own], log_r[own], norm)
+    log_z, ess, mean_log_r = _estimates(beta * log_r[own] - ratios[own], log_r[own])
+    loss = float(losses.mean())
+    return Metrics(state.step, phase, loss, log_z, ess, mean_log_r, beta, norm)
 
 
 def _situation(state: TrainingState, beta: float, count: int) -> Situation:
@@ -69,7 +71,8 @@ def _situation(state: TrainingState, beta: float, count: int) -> Situation:
         groups = max(1, math.ceil(count / state.plan.paths_per_condition))
         drawn = state.conditions(groups, state.generator)
         chain = chain.given(drawn.repeat_interleave(state.plan.paths_per_condition, 0)[:count])
-    return Situation(chain, state.log_reward, beta, state.generator, state.buffer)
+    chunk = state.plan.chunk
+    return Situation(chain, state.log_reward, beta, state.generator, state.buffer, chunk)
 
 
 def _draw(state: TrainingState, beta: float) -> dict[str, Scored]:
@@ -99,11 +102,22 @@ def _losses(state: TrainingState, ratios: Tensor, path: Path, log_r: Tensor, bet
     if state.warming:
         return weighted_likelihood(scores)
     if objective.log_z == "batch":
-        return log_variance(scores, objective.residual_clip)
+        return log_variance(_comparable(scores), objective.residual_clip)
     condition = None if path.condition is None else path.condition[finite]
     learned = state.log_z(int(finite.sum()), condition)
     scores = Scores(scores.log_ratio, scores.log_r, learned)
     return relative_trajectory_balance(scores, objective.residual_clip)
+
+
+def _comparable(scores: Scores) -> Scores:
+    """Without paths that are alone in their condition: their log-variance is identically zero."""
+    if scores.group is None:
+        return scores
+    shared = torch.bincount(scores.group)[scores.group] > 1
+    if not bool(shared.any()):
+        return scores
+    group = torch.unique(scores.group[shared], return_inverse=True)[1]
+    return Scores(scores.log_ratio[shared], scores.log_r[shared], group=group)
 
 
 def _groups(path: Path, finite: Tensor) -> Tensor | None:
@@ -111,6 +125,36 @@ def _groups(path: Path, finite: Tensor) -> Tensor | None:
         return None
     flat = path.condition[finite].flatten(1) if path.condition.ndim > 1 else path.condition[finite]
     return torch.unique(flat, dim=0, return_inverse=True)[1]
+
+
+def _fitting_gradient(
+    state: TrainingState, path: Path, log_r: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """The gradient; its chunk is halved until it fits into memory, the random numbers kept."""
+    rows = len(state.chain.density_steps) * path.batch
+    while True:
+        for optimiser in state.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        drawn = state.generator.get_state()
+        chunk = min(state.plan.chunk, rows)
+        try:
+            return _gradient(state, path, log_r, beta)
+        except (RuntimeError, MemoryError) as error:
+            if chunk == 1 or not _out_of_memory(error):
+                raise
+        state.generator.set_state(drawn)
+        state.plan = replace(state.plan, chunk=chunk // 2)
+        warnings.warn(
+            f"out of memory at update {state.step + 1}; going on with chunk={chunk // 2}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory"))
 
 
 def _gradient(
@@ -128,8 +172,8 @@ def _gradient(
     if path.log_ratio is not None and not state.warming:
         ratios = path.log_ratio.clone()
     elif state.warming:
-        # The warm start's gradient does not depend on the value of Λ.
-        ratios = torch.zeros(path.batch)
+        # The warm start's gradient does not depend on the value of Λ, which stays unknown.
+        ratios = log_r.new_zeros(path.batch)
     else:
         with torch.no_grad():
             ratios = log_ratio(chain, path, plan.chunk)
@@ -139,7 +183,8 @@ def _gradient(
     losses.mean().backward()
     assert leaf.grad is not None
     backward(chain, path, leaf.grad, plan.chunk, plan.subset, state.generator)
-    return losses.detach(), ratios.detach()
+    unknown = math.nan if state.warming else 0.0
+    return losses.detach() + unknown, ratios.detach() + unknown
 
 
 def _check(state: TrainingState, losses: Tensor, log_r: Tensor) -> None:
@@ -167,19 +212,18 @@ def _move(state: TrainingState) -> float:
             group["lr"] = group["initial_lr"] * scale
         optimiser.step()
     state.step += 1
-    if state.plan.optimisation.ema > 0:
-        state.average.update(state.step)
+    state.average.update(state.step)
     return float(norm)
 
 
 def _remember(state: TrainingState, parts: dict[str, Scored], ratios: Tensor, beta: float) -> None:
     if not {"replay", "local_search"} & set(state.behaviours):
         return
-    start = 0
-    for scored in parts.values():
-        rows = slice(start, start + scored.path.batch)
-        start = rows.stop
-        residual = ratios[rows] - beta * scored.log_r
+    sizes = [scored.path.batch for scored in parts.values()]
+    found = list(zip(parts.values(), ratios.split(sizes), strict=True))
+    # Rows of the buffer are valid until something is added.
+    for scored, ratio in sorted(found, key=lambda each: each[0].replayed is None):
+        residual = ratio - beta * scored.log_r
         residual = residual - residual[torch.isfinite(residual)].mean()
         if scored.replayed is not None:
             state.buffer.update(scored.replayed, residual)
@@ -187,15 +231,11 @@ def _remember(state: TrainingState, parts: dict[str, Scored], ratios: Tensor, be
             state.buffer.add(scored.path.x_0, scored.log_r, residual, scored.path.condition)
 
 
-def _metrics(
-    state: TrainingState, losses: Tensor, log_w: Tensor, log_r: Tensor, norm: float
-) -> Metrics:
-    log_z = ess = mean_log_r = math.nan
-    if len(log_w) and bool(torch.isfinite(log_w).any()):
-        log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(log_w))
-        w = (log_w - log_w.max()).exp()
-        ess = float(w.sum() ** 2 / (w**2).sum() / len(w))
-        mean_log_r = float(log_r.mean())
-    phase = "warm start" if state.warming else "balance"
-    loss = float(losses.mean())
-    return Metrics(state.step, phase, loss, log_z, ess, mean_log_r, state.present_beta, norm)
+def _estimates(log_w: Tensor, log_r: Tensor) -> tuple[float, float, float]:
+    """Importance ``log Z``, effective sample size, mean ``log r``; nan if no weight is finite."""
+    if not bool(torch.isfinite(log_w).any()):
+        return math.nan, math.nan, math.nan
+    log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(log_w))
+    w = (log_w - log_w.max()).exp()
+    ess = float(w.sum() ** 2 / (w**2).sum() / len(w))
+    return log_z, ess, float(log_r.mean())
