@@ -1,1 +1,91 @@
-"""Posterior sampling under pre-trained diffusion priors."""
+"""Samplers of the posterior ``p(x) r(x)^β`` under a pre-trained diffusion prior ``p``.
+
+    prior = difftilt.load("folder-of-a-diffusers-pipeline", steps=50)
+    target = prior.tilt(log_reward, beta=1.0)
+    posterior = target.fit(difftilt.RTB(), steps=500, out="runs/mine")
+    images = posterior.sample(64)
+    print(posterior.certify(4096))
+
+Everything is a chain with known kernels: see ``difftilt.chains``.
+"""
+
+from difftilt.chains import Chain, Path, backward, bridge, log_ratio, rollout
+from difftilt.diagnostics.certificate import Certificate
+from difftilt.errors import (
+    CheckpointError,
+    DifftiltError,
+    InputError,
+    MissingPackage,
+    RewardError,
+    TrainingError,
+)
+from difftilt.isolation import isolated
+from difftilt.posteriors import (
+    DriftNet,
+    FullCopy,
+    LoRA,
+    Perceptron,
+    Posterior,
+    Prior,
+    Target,
+    latent,
+    load,
+)
+from difftilt.rewards import (
+    Bounded,
+    ClassifierReward,
+    Floored,
+    GaussianLikelihood,
+    Summed,
+    Tempered,
+)
+from difftilt.schedules import RectifiedFlow, VarianceExploding, VariancePreserving
+from difftilt.training.plan import (
+    RTB,
+    BehaviourWeights,
+    Optimisation,
+    Replaying,
+    Training,
+)
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "BehaviourWeights",
+    "Bounded",
+    "Certificate",
+    "Chain",
+    "CheckpointError",
+    "ClassifierReward",
+    "DifftiltError",
+    "DriftNet",
+    "Floored",
+    "FullCopy",
+    "GaussianLikelihood",
+    "InputError",
+    "LoRA",
+    "MissingPackage",
+    "Optimisation",
+    "Path",
+    "Perceptron",
+    "Posterior",
+    "Prior",
+    "RTB",
+    "RectifiedFlow",
+    "Replaying",
+    "RewardError",
+    "Summed",
+    "Target",
+    "Tempered",
+    "Training",
+    "TrainingError",
+    "VarianceExploding",
+    "VariancePreserving",
+    "backward",
+    "bridge",
+    "isolated",
+    "latent",
+    "load",
+    "log_ratio",
+    "rollout",
+]

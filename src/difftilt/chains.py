@@ -8,15 +8,14 @@ them its log-ratio to the prior is exactly zero. A ``Path`` records tensors only
 
 * ``rollout``: draw paths;           ``bridge``: noise a given ``x_0`` to a path;
 * ``log_ratio``: ``Λ(τ) = Σ_n log q/p`` in nats;
-* ``backward``: the gradient of ``Σ_b c_b Λ(τ_b)`` by re-visiting detached states in chunks. It is the
-  chain rule, exact for any loss that sees the network through Λ, and its memory is a chunk's,
+* ``backward``: the gradient of ``Σ_b c_b Λ(τ_b)`` by re-visiting detached states in chunks. It is
+  the chain rule, exact for any loss that sees the network through Λ, and its memory is a chunk's,
   whatever N (Venkatraman et al. 2024, section H.1, arXiv 2405.20971).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -190,7 +189,7 @@ class Chain:
             )
         return replace(self, kernel=kernel, initial=initial)
 
-    def given(self, condition: Tensor | None) -> Self:
+    def given(self, condition: Tensor | None) -> "Chain":
         """This chain with a condition of shape (B, ...) bound to it."""
         return replace(self, condition=condition)
 
@@ -320,17 +319,50 @@ def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise:
     return Path(states, predictions, None, chain.condition)
 
 
-def _row_ratios(chain: Chain, path: Path, n: Int[Tensor, " R"], rows: Int[Tensor, " R"]) -> Tensor:
-    """``log q/p`` of single steps: step ``n[i]`` of path ``rows[i]``; differentiable in q."""
-    x, landed = path.states[n, rows], path.states[n - 1, rows]
-    bound = chain if path.condition is None else chain.given(path.condition)
-    if path.predictions is None:
-        prediction = bound.predict(x, n, rows)
-    else:
-        prediction = path.predictions[n - 1, rows]
-    tilt = bound.tilt(x, n, prediction, rows)
+@dataclass(frozen=True)
+class _Rows:
+    """Single steps of paths: ``x_n -> landed = x_{n-1}``, R of them."""
+
+    n: Int[Tensor, " R"]
+    path: Int[Tensor, " R"]
+    x: Float[Tensor, "R ..."]
+    landed: Float[Tensor, "R ..."]
+    prediction: Tensor | None
+
+    def part(self, part: slice) -> "_Rows":
+        prediction = None if self.prediction is None else self.prediction[part]
+        return _Rows(self.n[part], self.path[part], self.x[part], self.landed[part], prediction)
+
+
+def _all_rows(chain: Chain, path: Path) -> _Rows:
+    """Every step with a density, step by step; views of the path, no copies."""
+    steps, batch, device = chain.density_steps, path.batch, path.states.device
+    # Only the last steps of a sampler can be maps, so the others are one range first ... N.
+    first = steps[0]
+    assert steps == list(range(first, chain.steps + 1))
+    predictions = path.predictions
+    return _Rows(
+        torch.arange(first, chain.steps + 1, device=device).repeat_interleave(batch),
+        torch.arange(batch, device=device).repeat(len(steps)),
+        path.states[first:].flatten(0, 1),
+        path.states[first - 1 : -1].flatten(0, 1),
+        None if predictions is None else predictions[first - 1 :].flatten(0, 1),
+    )
+
+
+def _some_rows(path: Path, n: Int[Tensor, " R"], rows: Int[Tensor, " R"]) -> _Rows:
+    prediction = None if path.predictions is None else path.predictions[n - 1, rows]
+    return _Rows(n, rows, path.states[n, rows], path.states[n - 1, rows], prediction)
+
+
+def _row_ratios(chain: Chain, rows: _Rows) -> Float[Tensor, " R"]:
+    """``log q/p`` of single steps; differentiable in q."""
+    prediction = rows.prediction
+    if prediction is None:
+        prediction = chain.predict(rows.x, rows.n, rows.path)
+    tilt = chain.tilt(rows.x, rows.n, prediction, rows.path)
     assert tilt is not None
-    return tilt.log_ratio(chain.law(prediction, x, n).standardise(landed))
+    return tilt.log_ratio(chain.law(prediction, rows.x, rows.n).standardise(rows.landed))
 
 
 def _initial_ratio(chain: Chain, path: Path) -> Tensor | None:
@@ -338,13 +370,6 @@ def _initial_ratio(chain: Chain, path: Path) -> Tensor | None:
         return None
     top = path.states[-1]
     return chain.initial(path.batch).log_ratio(chain.diffusion.base(top).standardise(top))
-
-
-def _all_rows(chain: Chain, path: Path) -> tuple[Tensor, Tensor]:
-    device = path.states.device
-    steps = torch.tensor(chain.density_steps, device=device)
-    rows = torch.arange(path.batch, device=device)
-    return steps.repeat_interleave(path.batch), rows.repeat(len(steps))
 
 
 def _chunks(total: int, chunk: int | None) -> Iterator[slice]:
@@ -366,9 +391,10 @@ def log_ratio(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tenso
     """
     total = path.states.new_zeros(path.batch)
     if chain.kernel is not None:
-        n, rows = _all_rows(chain, path)
-        for part in _chunks(len(n), chunk):
-            total = total.index_add(0, rows[part], _row_ratios(chain, path, n[part], rows[part]))
+        bound = chain.given(path.condition)
+        rows = _all_rows(chain, path)
+        parts = [_row_ratios(bound, rows.part(p)) for p in _chunks(len(rows.n), chunk)]
+        total = torch.cat(parts).unflatten(0, (-1, path.batch)).sum(0)
     initial = _initial_ratio(chain, path)
     return total if initial is None else total + initial
 
@@ -395,23 +421,24 @@ def backward(
     Raises:
         InputError: ``subset`` is not between 1 and the number of steps with a density.
     """
-    n, rows = _all_rows(chain, path)
     scale = 1.0
-    if subset is not None:
-        n, rows = _random_subset(chain, path, subset, generator)
+    if subset is None:
+        rows = _all_rows(chain, path)
+    else:
+        rows = _random_subset(chain, path, subset, generator)
         scale = len(chain.density_steps) / subset
-    coefficients = coefficients.detach()
-    for part in _chunks(len(n), chunk):
-        ratios = _row_ratios(chain, path, n[part], rows[part])
-        (scale * (coefficients[rows[part]] * ratios).sum()).backward()
+    bound, coefficients = chain.given(path.condition), scale * coefficients.detach()
+    for chosen in _chunks(len(rows.n), chunk):
+        part = rows.part(chosen)
+        (coefficients[part.path] * _row_ratios(bound, part)).sum().backward()
     initial = _initial_ratio(chain, path)
     if initial is not None:
-        (coefficients * initial).sum().backward()
+        (coefficients / scale * initial).sum().backward()
 
 
 def _random_subset(
     chain: Chain, path: Path, subset: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+) -> _Rows:
     steps = torch.tensor(chain.density_steps, device=path.states.device)
     if not 1 <= subset <= len(steps):
         raise InputError(
@@ -420,4 +447,4 @@ def _random_subset(
     keys = torch.rand((len(steps), path.batch), generator=generator).to(steps.device)
     chosen = keys.argsort(0)[:subset]
     rows = torch.arange(path.batch, device=steps.device).expand(subset, -1)
-    return steps[chosen].flatten(), rows.flatten()
+    return _some_rows(path, steps[chosen].flatten(), rows.flatten())

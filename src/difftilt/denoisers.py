@@ -17,7 +17,6 @@ Conditions are bound, not threaded: ``denoiser.given(condition)`` is a denoiser.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -46,8 +45,8 @@ class Denoiser(nn.Module, ABC):
     def forward(self, x_t: Float[Tensor, "B ..."], level: Level) -> Float[Tensor, "B ..."]:
         """Prediction of ``x_0``, same shape as ``x_t`` (twice the channels for a learned range)."""
 
-    def given(self, condition: Tensor | None) -> Self:
-        """This denoiser with a condition of shape (B, ...) bound; unconditional ones return self."""
+    def given(self, condition: Tensor | None) -> "Denoiser":
+        """This denoiser with a condition (B, ...) bound; unconditional ones return self."""
         return self
 
 
@@ -63,7 +62,7 @@ def to_clean(
     if prediction_type == "epsilon":
         return (x_t - sigma * output) / alpha
     if prediction_type == "v_prediction":
-        # Off the unit circle (Euler's alpha = 1) the net saw x_t / r, so x_0 scales by r = |(a, s)|.
+        # Off the unit circle (Euler's alpha = 1) the net saw x_t / |(alpha, sigma)|.
         square = alpha**2 + sigma**2
         return (alpha * x_t - sigma * square**0.5 * output) / square
     if prediction_type == "sample":
@@ -83,7 +82,7 @@ class NetworkDenoiser(Denoiser):
     Arguments:
         network: the module; owned, so its parameters are this denoiser's.
         prediction_type: what its output means.
-        call: how to call it, ``call(network, x, time (B,)) -> output``; default ``network(x, time)``.
+        call: how to call it, ``call(network, x, time (B,))``; default ``network(x, time)``.
         unit_input: divide the input by ``sqrt(alpha² + sigma²)`` (a variance-preserving network
             driven on levels with alpha = 1, as diffusers' Euler schedulers do).
         time_dtype: dtype of the time handed to the network.

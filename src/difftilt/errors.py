@@ -3,7 +3,7 @@
 ``DifftiltError``
  ├── ``InputError``       an argument is out of range or of the wrong kind (also a ``ValueError``)
  ├── ``RewardError``      the reward returned, or raised, something unusable (also a ``ValueError``)
- ├── ``CheckpointError``  a file or run folder cannot be read, written or does not fit (also an ``OSError``)
+ ├── ``CheckpointError``  a file or run folder cannot be read, written or used (also an ``OSError``)
  ├── ``TrainingError``    a quantity of the training became non-finite (also a ``RuntimeError``)
  └── ``MissingPackage``   an optional package is not installed (also an ``ImportError``)
 

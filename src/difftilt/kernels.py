@@ -9,6 +9,7 @@
 ``log q/p`` is then exactly zero, to the bit, before the first update.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difftilt.chains import Kernel
+from difftilt.chains import Chain, Kernel
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
@@ -117,16 +118,31 @@ class DenoiserKernel(Kernel):
         tilt = self.diffusion.tilt_between(own, prediction, x, n)
         if self.log_scale is None:
             return tilt
-        return GaussianTilt(tilt.delta, rows_of(self.log_scale, n, x).expand_as(tilt.delta))
+        log_scale = rows_of(self.log_scale, n, x).expand_as(tilt.delta)
+        if tilt.log_scale is not None:
+            log_scale = log_scale + tilt.log_scale
+        return GaussianTilt(tilt.delta, log_scale)
+
+
+def full_copy(chain: Chain, learned_variance: bool = False) -> DenoiserKernel:
+    """A trainable copy of the prior's denoiser: the posterior with most freedom.
+
+    Arguments:
+        chain: the prior.
+        learned_variance: learn one log-scale per step (not exportable to plain diffusers).
+    """
+    denoiser = copy.deepcopy(chain.denoiser).requires_grad_(True)
+    return DenoiserKernel(denoiser, chain.diffusion, learned_variance)
 
 
 class DriftKernel(Kernel):
-    """An additive drift net of any architecture: ``delta = scale network(x, time)``.
+    """An additive drift net of any architecture: ``delta = network(x, time)``.
 
     Arguments:
         network: maps ``(x, time (B,))`` to the shape of x; its last parameters are zero.
         diffusion: shared with the prior (for the time that each step is told).
         call: how to call the network, as in ``NetworkDenoiser``.
+        unit_input: divide the input by ``sqrt(alpha² + sigma²)``, as in ``NetworkDenoiser``.
     """
 
     def __init__(
@@ -134,11 +150,13 @@ class DriftKernel(Kernel):
         network: nn.Module,
         diffusion: GaussianDiffusion,
         call: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+        unit_input: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.diffusion = diffusion
         self.call = call
+        self.unit_input = unit_input
 
     def forward(
         self,
@@ -147,7 +165,10 @@ class DriftKernel(Kernel):
         prediction: Tensor,
         condition: Tensor | None,
     ) -> Tilt:
-        time = torch.as_tensor(self.diffusion.level(n, x).time, device=x.device)
+        level = self.diffusion.level(n, x)
+        if self.unit_input:
+            x = x / (level.alpha**2 + level.sigma**2) ** 0.5
+        time = torch.as_tensor(level.time, device=x.device)
         time = time.to(x.dtype).reshape(-1).expand(len(x))
         if self.call is None:
             return GaussianTilt(self.network(x, time))

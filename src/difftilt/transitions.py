@@ -1,8 +1,8 @@
 """The law of one step of a chain, and how a posterior tilts it.
 
 A step of the prior is a ``Gaussian(mean, std)``. A posterior keeps that step's *coordinates* and
-changes the law inside them: with ``eps = (x' - mean) / std`` the prior draws ``eps ~ N(0, I)`` and a
-posterior draws ``eps`` from a ``Tilt``:
+changes the law inside them: with ``eps = (x' - mean) / std`` the prior draws ``eps ~ N(0, I)`` and
+a posterior draws ``eps`` from a ``Tilt``:
 
 * ``GaussianTilt``: ``N(delta, exp(2 log_scale))``, the shifted mean and, if wanted, the variance;
 * ``MixtureTilt``: ``Σ_k π_k N(delta_k, exp(2 log_scale_k))``, for small dimensions.
@@ -90,7 +90,7 @@ class GaussianTilt(Tilt):
 
 @dataclass(frozen=True)
 class MixtureTilt(Tilt):
-    """``eps ~ Σ_k softmax(logits)_k N(delta_k, exp(2 log_scale_k))``, components shared by the event.
+    """``eps ~ Σ_k softmax(logits)_k N(delta_k, exp(2 log_scale_k))``, one k for the event.
 
     At finite N the exactly tilted kernel is not Gaussian; a few components come near it.
 

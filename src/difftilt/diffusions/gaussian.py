@@ -36,7 +36,7 @@ class ReverseTables:
 
 
 def posterior_variance(levels: NoiseLevels) -> Float[Tensor, " levels"]:
-    """Variance of ``q(x_{n-1} | x_n, x_0)``: ``sigma_s² (1 - alpha_t² sigma_s² / (alpha_s² sigma_t²))``.
+    """``sigma_s² (1 - alpha_t² sigma_s² / (alpha_s² sigma_t²))``: variance of ``q(x_s | x_t, x_0)``.
 
     Source: Ho et al. 2020, eq. 7 (arXiv 2006.11239), for any ``(alpha, sigma)``. Entry 0 is 0.
     """
@@ -47,7 +47,7 @@ def posterior_variance(levels: NoiseLevels) -> Float[Tensor, " levels"]:
 
 
 def ancestral_tables(levels: NoiseLevels, std: Tensor | None = None) -> ReverseTables:
-    """DDPM's kernels: the mean of ``q(x_{n-1} | x_n, x_0 = clip(c))``, std of the posterior variance.
+    """DDPM's kernels: mean and std of ``q(x_{n-1} | x_n, x_0 = clip(c))``.
 
     Arguments:
         levels: the noise levels.
@@ -226,5 +226,5 @@ class GaussianDiffusion:
             tables |= {k: getattr(self.levels, k) for k in ("time", "alpha", "sigma")}
             if self.learned_range is not None:
                 tables |= dict(zip(("log_low", "log_high"), self.learned_range, strict=True))
-            self._cast[key] = {k: v.to(*key) for k, v in tables.items()}  # type: ignore[arg-type]
+            self._cast[key] = {k: v.to(dtype=key[0], device=key[1]) for k, v in tables.items()}
         return self._cast[key]

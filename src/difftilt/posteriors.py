@@ -1,0 +1,402 @@
+"""The face of the package: ``load`` a prior, ``tilt`` it, ``fit`` a posterior, ``certify`` it.
+
+    prior = load("folder-of-a-diffusers-pipeline", steps=50)
+    target = prior.tilt(log_reward, beta=1.0)              # p(x) r(x)^β
+    posterior = target.fit(RTB(), steps=2000, form=LoRA(rank=16))
+    x = posterior.sample(64)
+    print(posterior.certify(4096))
+    posterior.export("cat")                                # loads in plain diffusers
+
+Everything here delegates: to chains, training, sampling and adapters.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from difftilt.chains import Chain, InitialTilt, Kernel
+from difftilt.denoisers import NetworkDenoiser
+from difftilt.diagnostics.certificate import Certificate
+from difftilt.diffusions.gaussian import GaussianDiffusion
+from difftilt.errors import InputError
+from difftilt.kernels import VectorKernel
+from difftilt.rewards import as_reward, reward_bound
+from difftilt.sampling import (
+    Correction,
+    Samples,
+    Tilted,
+    certify,
+    corrected_sample,
+    sample,
+    weighted_sample,
+)
+from difftilt.schedules import Schedule
+from difftilt.training.loop import train
+from difftilt.training.plan import RTB, Training
+from difftilt.training.run_folder import RunFolder
+from difftilt.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class FullCopy:
+    """A trainable copy of the prior's network.
+
+    Arguments:
+        learned_variance: also learn one log-scale per step (then it cannot be exported).
+    """
+
+    learned_variance: bool = False
+
+    def kernel(self, prior: "Prior") -> Kernel:
+        """The kernel on a prior, at its starting point."""
+        from difftilt.adapters.lora import full_copy
+
+        return full_copy(prior.chain, learned_variance=self.learned_variance)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters on the prior's own network; the prior is the net with adapters off.
+
+    Arguments:
+        rank: of each adapter.
+        alpha: scale of each adapter times its rank; None for the rank itself.
+        targets: names of the layers, or "all" linear and convolutional ones.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: tuple[str, ...] | str = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def kernel(self, prior: "Prior") -> Kernel:
+        """The kernel on a prior, at its starting point."""
+        from difftilt.adapters.lora import lora
+
+        return lora(prior.chain, self.rank, self.alpha, self.targets)
+
+
+@dataclass(frozen=True)
+class DriftNet:
+    """An additive drift net of the prior's own class, smaller by ``shrink``.
+
+    Arguments:
+        shrink: divides the prior's channels.
+    """
+
+    shrink: int = 2
+
+    def kernel(self, prior: "Prior") -> Kernel:
+        """The kernel on a prior, at its starting point."""
+        from difftilt.adapters.diffusers import drift_unet
+
+        return drift_unet(prior.chain, self.shrink)
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """An additive tilt for states of a few dimensions: K Gaussians per step.
+
+    Arguments:
+        components: K; 1 for a Gaussian.
+        learned_variance: learn the diagonal variance (always on for K > 1).
+        width: hidden width.
+        depth: hidden layers.
+        frequencies: Fourier features of the prior's prediction, per dimension.
+    """
+
+    components: int = 4
+    learned_variance: bool = True
+    width: int = 96
+    depth: int = 3
+    frequencies: int = 8
+
+    def kernel(self, prior: "Prior") -> Kernel:
+        """The kernel on a prior, at its starting point."""
+        chain = prior.chain
+        return VectorKernel(
+            chain.event_shape,
+            chain.steps,
+            self.components,
+            self.learned_variance,
+            width=self.width,
+            depth=self.depth,
+            frequencies=self.frequencies,
+        )
+
+
+Form = FullCopy | LoRA | DriftNet | Perceptron
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A pre-trained diffusion model, as a chain.
+
+    Arguments:
+        chain: its chain.
+        decode: from the chain's x_0 to what the reward sees (a generator of the latent chain).
+        source: where it came from, for the record.
+        pipeline: the adapter's record of a diffusers pipeline, or None.
+    """
+
+    chain: Chain
+    decode: Callable[[Tensor], Tensor] | None = None
+    source: str = "a live model"
+    pipeline: Any = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights where the source has them, else the name of the source."""
+        return self.source if self.pipeline is None else self.pipeline.fingerprint
+
+    def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Float[Tensor, "n ..."]:
+        """``n`` independent samples (decoded), one stream per sample."""
+        return self.decoded(sample(self.chain, n, seed, batch).x_0)
+
+    def tilt(
+        self,
+        log_reward: Callable[..., Any],
+        beta: float = 1.0,
+        log_bound: float | None = None,
+    ) -> "Target":
+        """The posterior ``p(x) r(x)^β / Z``.
+
+        Arguments:
+            log_reward: ``x_0 (B, *event) -> log r (B,)`` in nats, or ``(x_0, condition) -> log r``.
+            beta: β > 0.
+            log_bound: an upper bound of log r if there is one; default the reward's own ``bound``.
+
+        Raises:
+            InputError: β is not a positive finite number.
+        """
+        if not 0 < beta < math.inf:
+            raise InputError(f"beta must be a positive finite number, got {beta}")
+        bound = reward_bound(log_reward) if log_bound is None else log_bound
+        return Target(self, as_reward(log_reward), beta, bound)
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """What the reward sees of the chain's ``x_0``."""
+        return x if self.decode is None else self.decode(x)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A posterior to be sampled: prior, reward and β. Made by ``Prior.tilt``."""
+
+    prior: Prior
+    log_reward: Callable[..., Tensor]
+    beta: float
+    log_bound: float | None
+
+    @property
+    def tilted(self) -> Tilted:
+        """What corrections and certificates read."""
+        return Tilted(self.score, self.beta, self.log_bound)
+
+    def score(self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
+        """``log r`` of the chain's ends, decoded first where the prior decodes."""
+        return self.log_reward(self.prior.decoded(x_0), condition)
+
+    def posterior(self, form: Form | None = None, initial: bool = False) -> "Posterior":
+        """The untrained posterior of a form: equal to the prior, to the bit.
+
+        Arguments:
+            form: default a ``Perceptron`` for vectors of at most 64 numbers, else ``FullCopy``.
+            initial: also learn a shift and scale of ``x_N``.
+
+        Raises:
+            InputError: the prior has no stochastic step.
+        """
+        chain = self.prior.chain
+        if form is None:
+            small = math.prod(chain.event_shape) <= 64
+            form = Perceptron() if small else FullCopy()
+        first = InitialTilt(chain.event_shape) if initial else None
+        if not chain.density_steps:
+            chain.tilted(VectorKernel((1,), 1), None)  # raises the sentence about ODE samplers
+        return Posterior(self, chain.tilted(form.kernel(self.prior), first), form)
+
+    def state(
+        self,
+        posterior: "Posterior",
+        plan: Training,
+        *,
+        data: Tensor | None = None,
+        conditions: Callable[[int, torch.Generator], Tensor] | None = None,
+        labels: int = 0,
+    ) -> TrainingState:
+        """The training of a posterior, before its first update."""
+        return TrainingState(posterior.chain, self.score, self.beta, plan, conditions, labels, data)
+
+    def fit(
+        self,
+        objective: RTB | None = None,
+        *,
+        form: Form | None = None,
+        initial: bool = False,
+        out: str | FilePath | None = None,
+        data: Tensor | None = None,
+        conditions: Callable[[int, torch.Generator], Tensor] | None = None,
+        labels: int = 0,
+        **training: Any,
+    ) -> "Posterior":
+        """Train a posterior.
+
+        Arguments:
+            objective: default ``RTB()``.
+            form: what carries the posterior; see ``posterior``.
+            initial: also learn the law of ``x_N``.
+            out: a run folder to write; None keeps everything in memory.
+            data: (n, *event) for the "data" behaviour.
+            conditions: draws conditions ``(count, generator) -> (count, ...)``.
+            labels: number of integer conditions, for a learned log Z per condition.
+            **training: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``.
+
+        Raises:
+            InputError: unknown field, or one out of range.
+            TrainingError: a loss became non-finite.
+        """
+        known = {f.name for f in fields(Training)}
+        unknown = set(training) - known
+        if unknown:
+            raise InputError(
+                f"fit has no option {sorted(unknown)[0]!r}; options are {', '.join(sorted(known))}"
+            )
+        plan = Training(**training)
+        plan = plan if objective is None else replace(plan, objective=objective)
+        posterior = self.posterior(form, initial)
+        state = self.state(posterior, plan, data=data, conditions=conditions, labels=labels)
+        run = None if out is None else RunFolder(FilePath(out))
+        for _ in train(state, run):
+            pass
+        state.use_average()
+        return posterior
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A sampler of a target. Made by ``Target.fit`` or ``Target.posterior``.
+
+    Arguments:
+        target: what it aims at.
+        chain: the tilted chain.
+        form: what carries it.
+    """
+
+    target: Target
+    chain: Chain
+    form: Form = field(default_factory=FullCopy)
+
+    def given(self, condition: Tensor) -> "Posterior":
+        """This posterior with a condition (1, ...) or (n, ...) bound."""
+        return replace(self, chain=self.chain.given(condition))
+
+    def sample(
+        self, n: int, seed: int = 0, correct: Correction | None = None, effort: int = 4
+    ) -> Float[Tensor, "n ..."]:
+        """``n`` samples (decoded): one pass each, or corrected towards the exact posterior.
+
+        Arguments:
+            n: number of samples.
+            seed: of the draw; sample i does not depend on n.
+            correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.corrected_sample``).
+            effort: proposals, steps or particles per corrected sample.
+        """
+        return self.target.prior.decoded(self.draw(n, seed, correct, effort).x_0)
+
+    def draw(
+        self, n: int, seed: int = 0, correct: Correction | None = None, effort: int = 4
+    ) -> Samples:
+        """Like ``sample``, undecoded, with ``log r`` and (uncorrected) log-weights."""
+        if correct is None:
+            return weighted_sample(self.chain, self.target.tilted, n, seed)
+        return corrected_sample(self.chain, self.target.tilted, n, correct, seed, effort)
+
+    def certify(self, n: int = 4096, **options: Any) -> Certificate:
+        """How near this sampler is to the posterior; options of ``sampling.certify``."""
+        return certify(self.chain, self.target.tilted, n, **options)
+
+    def export(self, folder: str | FilePath) -> FilePath:
+        """Write an ordinary diffusers pipeline that gives the same samples.
+
+        Raises:
+            InputError: the prior is no diffusers pipeline, or the form has no such equivalent.
+        """
+        if self.target.prior.pipeline is None or self.chain.kernel is None:
+            raise InputError(
+                "export writes a diffusers pipeline, but this prior was not loaded from one; "
+                "save the run folder instead"
+            )
+        if self.chain.initial is not None:
+            raise InputError(
+                "a learned law of x_N has no place in a diffusers pipeline; fit with initial=False"
+            )
+        from difftilt.adapters.diffusers import export_pipeline
+
+        return export_pipeline(self.target.prior.pipeline, self.chain.kernel, FilePath(folder))
+
+
+def load(
+    source: Any,
+    steps: int = 50,
+    *,
+    eta: float = 1.0,
+    schedule: Schedule | None = None,
+    event_shape: Sequence[int] | None = None,
+    prediction_type: str = "epsilon",
+    clip: float | None = None,
+) -> Prior:
+    """A prior from a diffusers pipeline, or from any network with a schedule.
+
+    Arguments:
+        source: a folder or hub id of a diffusers pipeline, a live pipeline, or an ``nn.Module``
+            called as ``network(x, time (B,))`` together with ``schedule`` and ``event_shape``.
+        steps: N.
+        eta: stochasticity of DDIM-like samplers, in [0, 1].
+        schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
+        event_shape: shape of one sample of an ``nn.Module``.
+        prediction_type: what an ``nn.Module`` predicts (``difftilt.denoisers``).
+        clip: clamp an ``nn.Module``'s clean prediction to ±clip.
+
+    Raises:
+        InputError: the source is of no known kind, or something of it is missing.
+    """
+    if isinstance(source, nn.Module) and not hasattr(source, "scheduler"):
+        if schedule is None or event_shape is None:
+            raise InputError(
+                "a bare network needs schedule=... (e.g. difftilt.VariancePreserving()) and "
+                "event_shape=... (the shape of one sample)"
+            )
+        denoiser = NetworkDenoiser(source.eval().requires_grad_(False), prediction_type)
+        diffusion = GaussianDiffusion(schedule.levels(steps), clip=clip)
+        like = next((p.detach().new_zeros(()) for p in source.parameters()), torch.zeros(()))
+        return Prior(Chain(denoiser, diffusion, tuple(event_shape), like=like))
+    from difftilt.adapters.diffusers import chain_from_pipeline
+
+    record = chain_from_pipeline(source, steps, eta=eta)
+    name = str(source) if isinstance(source, str | FilePath) else type(source).__name__
+    return Prior(record.chain, source=name, pipeline=record)
+
+
+def latent(
+    generator: Callable[[Tensor], Tensor], event_shape: Sequence[int], steps: int = 20
+) -> Prior:
+    """A deterministic or few-step generator ``x = f(z)``, ``z ~ N(0, I)``, tilted in its noise.
+
+    The posterior is over z: ``N(z; 0, I) r(f(z))^β``; samples are decoded.
+
+    Arguments:
+        generator: f, from (B, *event_shape) to anything the reward takes.
+        event_shape: shape of one z.
+        steps: N of the chain over z.
+
+    Source: Venkatraman et al. 2025, Outsourced diffusion sampling (arXiv 2502.06999).
+    """
+    from difftilt.diffusions.latent import latent_chain
+
+    return Prior(latent_chain(tuple(event_shape), steps), decode=generator, source="a generator")

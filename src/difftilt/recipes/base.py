@@ -1,0 +1,110 @@
+"""A recipe: one frozen dataclass from which a whole run follows.
+
+Its fields are the Python options, the command-line options and ``config.json``. ``job()`` builds
+the target and the posterior; ``evaluation`` measures samples when the run is done.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from torch import Tensor
+
+from difftilt.errors import CheckpointError
+from difftilt.posteriors import Posterior, Target
+from difftilt.sampling import Samples
+from difftilt.training.plan import Training
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe builds.
+
+    Arguments:
+        target: prior, reward and β.
+        posterior: untrained.
+        training: the plan.
+        data: for data bridges, or None.
+    """
+
+    target: Target
+    posterior: Posterior
+    training: Training
+    data: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples that a finished run draws: of the prior, the posterior, and corrected ones."""
+
+    prior: Samples
+    posterior: Samples
+    corrected: Samples
+
+
+@dataclass(frozen=True)
+class Recipe(ABC):
+    """A run from one record.
+
+    Arguments:
+        samples: samples drawn for the report, of the prior and of the posterior.
+        certificate_paths: paths of the certificate; a quarter of them are the prior's.
+        training: the plan.
+    """
+
+    samples: int = 256
+    certificate_paths: int = 4096
+    training: Training = field(default_factory=Training)
+
+    @abstractmethod
+    def job(self) -> Job:
+        """Load or build everything; says in one sentence what is wrong with a bad input."""
+
+    def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
+        """The report's table: title, rows (name, prior, posterior, ...) and notes."""
+        rows = [_mean_log_r(drawn)]
+        return {"title": "Reward", "rows": rows, "notes": []}
+
+
+def _mean_log_r(drawn: Drawn) -> dict[str, Any]:
+    def mean(samples: Samples) -> float | None:
+        return None if samples.log_r is None else float(samples.log_r.mean())
+
+    return {
+        "name": "mean log r",
+        "prior": mean(drawn.prior),
+        "posterior": mean(drawn.posterior),
+        "corrected": mean(drawn.corrected),
+        "truth": None,
+        "note": "nats; higher is more rewarded",
+    }
+
+
+def from_config(cls: type, config: Mapping[str, Any]) -> Any:
+    """Rebuild a dataclass from the dictionary that ``dataclasses.asdict`` made of it.
+
+    Raises:
+        CheckpointError: a field is unknown.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise CheckpointError(
+            f"config.json has the field {unknown[0]!r}, which {cls.__name__} does not know; "
+            "it was written by another version of difftilt"
+        )
+    return cls(**{name: _value(hints[name], value) for name, value in config.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return from_config(hint, value)
+    if isinstance(value, list) and (hint is tuple or tuple in _origins(hint)):
+        return tuple(value)
+    return value
+
+
+def _origins(hint: Any) -> set[Any]:
+    return {getattr(h, "__origin__", h) for h in (hint, *get_args(hint))}

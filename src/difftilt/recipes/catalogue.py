@@ -1,0 +1,13 @@
+"""The recipes by name."""
+
+from difftilt.recipes.base import Recipe
+from difftilt.recipes.custom import Custom
+from difftilt.recipes.exact import Exact
+from difftilt.recipes.fashion import Fashion
+
+RECIPES: dict[str, type[Recipe]] = {"fashion": Fashion, "custom": Custom, "exact": Exact}
+
+
+def recipe_summaries() -> dict[str, str]:
+    """One line for each recipe, from its docstring."""
+    return {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in RECIPES.items()}

@@ -1,0 +1,58 @@
+"""A user's own prior and reward."""
+
+from dataclasses import dataclass, field
+
+from difftilt.errors import InputError
+from difftilt.isolation import isolated
+from difftilt.posteriors import load
+from difftilt.recipes.base import Job, Recipe
+from difftilt.recipes.form import FormChoice
+from difftilt.rewards import load_reward
+from difftilt.training.plan import Training
+
+
+@dataclass(frozen=True)
+class Custom(Recipe):
+    """Your own diffusers pipeline and your own reward.
+
+    Arguments:
+        prior: folder or hub id of an unconditional diffusers pipeline.
+        reward: "package.module:function" or "file.py:function", x_0 (B, C, H, W) -> log r (B,).
+        beta: β of p(x) r(x)^β.
+        steps: N of the chain.
+        eta: stochasticity of a DDIM scheduler, in (0, 1].
+        log_bound: an upper bound of log r, if there is one; makes the certificate a proof.
+        isolate: run the reward in another process, with its own interpreter if ``python`` is given.
+        python: that interpreter.
+        timeout: seconds that an isolated reward may take for one batch.
+        initial: also learn the law of x_N.
+        form: what carries the posterior.
+        training: the plan.
+    """
+
+    prior: str = ""
+    reward: str = ""
+    beta: float = 1.0
+    steps: int = 50
+    eta: float = 1.0
+    log_bound: float | None = None
+    isolate: bool = False
+    python: str | None = None
+    timeout: float = 60.0
+    initial: bool = False
+    form: FormChoice = field(default_factory=FormChoice)
+    training: Training = field(
+        default_factory=lambda: Training(steps=500, batch=16, chunk=32, subset=8)
+    )
+
+    def job(self) -> Job:
+        for name in ("prior", "reward"):
+            if not getattr(self, name):
+                raise InputError(f"train custom needs --{name}; see difftilt train custom --help")
+        if self.isolate:
+            reward = isolated(self.reward, python=self.python, timeout=self.timeout)
+        else:
+            reward = load_reward(self.reward)
+        target = load(self.prior, self.steps, eta=self.eta).tilt(reward, self.beta, self.log_bound)
+        posterior = target.posterior(self.form.build(), self.initial)
+        return Job(target, posterior, self.training)

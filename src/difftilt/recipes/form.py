@@ -1,0 +1,46 @@
+"""What carries a posterior, as flat fields of a recipe."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from difftilt.posteriors import DriftNet, Form, FullCopy, LoRA, Perceptron
+
+
+@dataclass(frozen=True)
+class FormChoice:
+    """What carries the posterior.
+
+    Arguments:
+        kind: "auto" (a perceptron for small vectors, else a full copy), "full_copy", "lora",
+            "drift" (an additive net of the prior's class) or "perceptron".
+        rank: of LoRA adapters.
+        targets: layers that get adapters: "attention" or "all".
+        components: Gaussians per step of a perceptron's kernel.
+        learned_variance: learn the variance too.
+        width: of a perceptron.
+        frequencies: Fourier features of a perceptron.
+        shrink: a drift net has the prior's channels divided by this.
+    """
+
+    kind: Literal["auto", "full_copy", "lora", "drift", "perceptron"] = "auto"
+    rank: int = 16
+    targets: Literal["attention", "all"] = "attention"
+    components: int = 4
+    learned_variance: bool = True
+    width: int = 96
+    frequencies: int = 8
+    shrink: int = 2
+
+    def build(self) -> Form | None:
+        """The form, or None for "auto"."""
+        if self.kind == "full_copy":
+            return FullCopy()
+        if self.kind == "lora":
+            return LoRA(self.rank, targets="all") if self.targets == "all" else LoRA(self.rank)
+        if self.kind == "drift":
+            return DriftNet(self.shrink)
+        if self.kind == "perceptron":
+            return Perceptron(
+                self.components, self.learned_variance, self.width, frequencies=self.frequencies
+            )
+        return None

@@ -1,0 +1,218 @@
+"""Runs: a recipe carried out in a run folder, and what can be done with the folder afterwards."""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import difftilt
+from difftilt.chains import rollout
+from difftilt.diagnostics.certificate import Certificate
+from difftilt.errors import CheckpointError
+from difftilt.noise import StreamNoise
+from difftilt.recipes.base import Drawn, Job, Recipe, from_config
+from difftilt.recipes.catalogue import RECIPES
+from difftilt.sampling import Correction, Samples, sample_paths
+from difftilt.training.checkpoint import load_checkpoint, load_posterior, save_posterior
+from difftilt.training.loop import interruptible, progress_bar, train
+from difftilt.training.run_folder import RunFolder
+
+POSTERIOR = "posterior"
+
+Talk = Callable[[str], None]
+
+
+def config_text(name: str, recipe: Recipe) -> str:
+    """The resolved configuration, as JSON."""
+    return json.dumps({"recipe": name, "config": dataclasses.asdict(recipe)}, indent=1)
+
+
+def run(
+    name: str,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    command: list[str] | None = None,
+    talk: Talk = print,
+) -> bool:
+    """Train, sample, certify and measure; everything is written to the folder.
+
+    Arguments:
+        name: of the recipe.
+        recipe: its fields.
+        folder: the run folder; must be new or empty unless ``resume``.
+        resume: continue the newest good checkpoint of the folder.
+        command: the command line, for the record.
+        talk: says what happens.
+
+    Returns:
+        False if interrupted (the folder holds a checkpoint), True when done.
+    """
+    torch.manual_seed(recipe.training.seed)
+    with RunFolder(folder) as opened:
+        job = recipe.job()
+        opened.begin(_config(name, recipe, job, command or []), resume)
+        talk(_probe(job))
+        state = job.target.state(job.posterior, job.training, data=job.data)
+        if resume:
+            step = load_checkpoint(state, opened.checkpoints, opened.identity)
+            talk(f"resuming after update {step}")
+        with interruptible() as stop:
+            for _ in progress_bar(train(state, opened, stop=stop), state):
+                pass
+        if state.progress < 1:
+            return False
+        state.use_average()
+        save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
+        _finish(recipe, job, opened, talk)
+    return True
+
+
+def _probe(job: Job) -> str:
+    """Score a few prior samples before any training: a bad reward is named at once."""
+    x_0 = sample_paths(job.target.prior.chain, 32, seed=0).x_0
+    probe = job.target.log_reward.probe(job.target.prior.decoded(x_0), require_signal=False)
+    return f"reward on 32 prior samples: log r from {probe.minimum:.3g} to {probe.maximum:.3g}"
+
+
+def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str, Any]:
+    prior = job.target.prior
+    return {
+        "difftilt": difftilt.__version__,
+        "recipe": name,
+        "command": command,
+        "config": json.loads(json.dumps(dataclasses.asdict(recipe))),
+        "prior": {"source": prior.source, "fingerprint": prior.fingerprint},
+        "machine": {
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
+    talk("drawing samples")
+    target, posterior = job.target, job.posterior
+    seed = recipe.training.seed
+    prior = dataclasses.replace(posterior, chain=target.prior.chain)
+    drawn = Drawn(
+        prior.draw(_prior_draws(recipe), seed + 1),
+        posterior.draw(recipe.samples, seed + 2),
+        posterior.draw(min(64, recipe.samples), seed + 3, correct="snis"),
+    )
+    for label in ("prior", "posterior", "corrected"):
+        _save(opened, label, getattr(drawn, label), job)
+    talk("certifying")
+    certificate = posterior.certify(recipe.certificate_paths, seed=seed + 4)
+    _write_certificate(opened, certificate)
+    opened.write("evaluation", recipe.evaluation(job, drawn))
+
+
+def _prior_draws(recipe: Recipe) -> int:
+    return 4 * recipe.samples
+
+
+def _save(opened: RunFolder, name: str, samples: Samples, job: Job) -> Path:
+    assert samples.log_r is not None
+    decoded = job.target.prior.decoded(samples.x_0)
+    return opened.save_samples(name, decoded, samples.log_r, samples.log_w)
+
+
+def _write_certificate(opened: RunFolder, certificate: Certificate) -> None:
+    opened.write("certificate", {**certificate.to_dict(), "text": str(certificate)})
+
+
+def load_run(folder: Path) -> tuple[Recipe, Job]:
+    """The recipe of a run folder and its trained posterior.
+
+    Raises:
+        CheckpointError: no finished run there, or its posterior does not fit its recipe.
+    """
+    config = RunFolder(folder).config
+    if config.get("recipe") not in RECIPES:
+        raise CheckpointError(
+            f"{folder} was written by the unknown recipe {config.get('recipe')!r}"
+        )
+    recipe = from_config(RECIPES[config["recipe"]], config["config"])
+    torch.manual_seed(recipe.training.seed)
+    job = recipe.job()
+    load_posterior(job.posterior.chain, folder / POSTERIOR, RunFolder(folder).identity)
+    return recipe, job
+
+
+def sample_run(folder: Path, n: int, seed: int, correct: Correction | None, effort: int) -> Path:
+    """Draw samples from a run into ``samples/drawn.safetensors``; returns its path."""
+    _, job = load_run(folder)
+    drawn = job.posterior.draw(n, seed, correct, effort)
+    with RunFolder(folder) as opened:
+        return _save(opened, "drawn", drawn, job)
+
+
+def certify_run(folder: Path, n: int, seed: int, confidence: float) -> str:
+    """Certify a run again with new paths; returns the certificate as text."""
+    _, job = load_run(folder)
+    certificate = job.posterior.certify(n, seed=seed, confidence=confidence)
+    with RunFolder(folder) as opened:
+        _write_certificate(opened, certificate)
+    return str(certificate)
+
+
+def examine(recipe: Recipe) -> list[dict[str, str]]:
+    """The doctor's checks of a recipe before training."""
+    torch.manual_seed(0)
+    job = recipe.job()
+    chain, prior = job.posterior.chain, job.target.prior
+    path = rollout(chain, 8, StreamNoise(0, range(8)))
+    again = rollout(chain, 8, StreamNoise(0, range(8)))
+    plain = rollout(chain.prior, 8, StreamNoise(0, range(8)))
+    alone = sample_paths(chain, 1, seed=0)
+    start = time.perf_counter()
+    rollout(chain, 8, StreamNoise(1, range(8)))
+    per_step = (time.perf_counter() - start) / (8 * chain.steps)
+    probe = job.target.log_reward.probe(prior.decoded(path.x_0), require_signal=False)
+    assert path.log_ratio is not None
+
+    def row(check: str, passed: bool, remark: str) -> dict[str, str]:
+        return {"check": check, "result": "ok" if passed else "FAIL", "remark": remark}
+
+    same = torch.equal(path.x_0, plain.x_0)
+    return [
+        row("ratio to the prior is 1", not bool(path.log_ratio.any()), "log q/p = 0 on 8 paths"),
+        row("posterior starts at the prior", same, "same samples for the same noise"),
+        row("same seed, same samples", torch.equal(path.x_0, again.x_0), "two draws of 8"),
+        row(
+            "batch does not change a draw",
+            torch.allclose(alone.x_0[0], path.x_0[0], atol=1e-4),
+            "sample 0 alone and in a batch of 8",
+        ),
+        row(
+            "samples are finite",
+            bool(torch.isfinite(path.x_0).all()),
+            f"shape {tuple(path.x_0.shape)}",
+        ),
+        row("reward returns log r", True, f"{probe.dtype}, shape {tuple(probe.shape)}"),
+        row(
+            "reward is deterministic",
+            probe.is_deterministic,
+            f"log r from {probe.minimum:.3g} to {probe.maximum:.3g}",
+        ),
+        row("chain has stochastic steps", True, f"{len(chain.density_steps)} of {chain.steps}"),
+        row("cost", True, f"{1e3 * per_step:.2f} ms per sample and step"),
+    ]
+
+
+def certificate_text(folder: Path) -> str:
+    """The certificate of a run folder, as text."""
+    return RunFolder(folder).read("certificate")["text"]

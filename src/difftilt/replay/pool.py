@@ -1,0 +1,128 @@
+"""A pool of weighted paths that covers the posterior.
+
+Paths are drawn from the mixture ``(1 - a) q + a p`` of the present posterior and the prior, so that
+their importance weights ``r^β / ((1 - a) q/p + a)`` are bounded by ``max r^β / a`` and no mode of
+the prior can be forgotten. While the weights are too uneven the reward is tempered: the exponent γ
+is the largest in (0, 1] at which the pool's effective sample size reaches a wanted share.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from difftilt.chains import Path
+from difftilt.errors import RewardError
+from difftilt.smc.resampling import systematic
+
+
+def tempered_exponent(
+    log_r: Float[Tensor, " K"], log_proposal: Float[Tensor, " K"], share: float
+) -> float:
+    """Largest γ in (0, 1] with effective sample size of ``γ log r - log_proposal`` >= ``share``.
+
+    Paths of zero reward have no weight at any γ > 0 and do not count. Where no γ reaches the share,
+    because the proposal's own densities are too uneven, the smallest γ that is tried is returned.
+
+    Arguments:
+        log_r: ``β log r``, nats.
+        log_proposal: log of the proposal's density relative to the prior.
+        share: wanted effective sample size, as a fraction of the paths of non-zero reward.
+    """
+    possible = torch.isfinite(log_r)
+    if not bool(possible.any()):
+        raise RewardError(
+            f"log r = -inf on all {len(log_r)} paths of the pool, so there is nothing to learn "
+            "from; soften the reward, give it a floor, or raise pool_capacity"
+        )
+    log_r, log_proposal = log_r[possible], log_proposal[possible]
+
+    def effective(gamma: float) -> float:
+        log_w = gamma * log_r - log_proposal
+        log_w = log_w - log_w.max()
+        return float(log_w.exp().sum() ** 2 / (2 * log_w).exp().sum() / len(log_w))
+
+    if effective(1.0) >= share:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if effective(middle) >= share else (low, middle)
+    return high
+
+
+class PathPool:
+    """A ring buffer of paths with their rewards and proposal densities.
+
+    Arguments:
+        capacity: number of paths kept; the oldest leave first.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.path: Path | None = None
+        self.log_r = torch.zeros(0)
+        self.log_proposal = torch.zeros(0)
+
+    def __len__(self) -> int:
+        return len(self.log_r)
+
+    def add(
+        self,
+        path: Path,
+        log_r: Float[Tensor, " B"],
+        log_ratio: Float[Tensor, " B"],
+        prior_share: float,
+    ) -> None:
+        """Add paths drawn from ``(1 - prior_share) q + prior_share p`` with ``Λ = log q/p``."""
+        log_prior = math.log(prior_share)
+        if prior_share < 1:
+            log_own = log_ratio + math.log1p(-prior_share)
+            log_proposal = torch.logaddexp(log_own, torch.full_like(log_own, log_prior))
+        else:
+            log_proposal = torch.zeros_like(log_r)
+        bare = Path(path.states, path.predictions, None, path.condition)
+        joined = bare if self.path is None else Path.joined([self.path, bare])
+        keep = slice(-self.capacity, None)
+        rows = torch.arange(joined.batch)[keep]
+        self.path = joined if joined.batch <= self.capacity else joined.select(rows)
+        self.log_r = torch.cat([self.log_r, log_r])[keep]
+        self.log_proposal = torch.cat([self.log_proposal, log_proposal])[keep]
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether some path has a reward above zero."""
+        return bool(torch.isfinite(self.log_r).any())
+
+    def exponent(self, beta: float, share: float) -> float:
+        """The exponent γ at which the pool's effective sample size is at least ``share``."""
+        return tempered_exponent(beta * self.log_r, self.log_proposal, share)
+
+    def draw(
+        self, count: int, beta: float, exponent: float, generator: torch.Generator | None
+    ) -> tuple[Path, Float[Tensor, " B"]]:
+        """``count`` paths resampled by ``γ β log r - log proposal``, with their ``log r``."""
+        assert self.path is not None
+        log_w = exponent * beta * self.log_r - self.log_proposal
+        rows = systematic(log_w, count, generator)
+        return self.path.select(rows), self.log_r[rows]
+
+    def state(self) -> dict[str, Tensor]:
+        """The pool as tensors."""
+        if self.path is None:
+            return {}
+        state = {"log_r": self.log_r, "log_proposal": self.log_proposal}
+        state["states"] = self.path.states
+        if self.path.predictions is not None:
+            state["predictions"] = self.path.predictions
+        if self.path.condition is not None:
+            state["condition"] = self.path.condition
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over the tensors of ``state()``."""
+        if not state:
+            return
+        self.log_r, self.log_proposal = state["log_r"], state["log_proposal"]
+        self.path = Path(state["states"], state.get("predictions"), None, state.get("condition"))

@@ -1,0 +1,283 @@
+"""Rewards: what is wanted of a sample, in nats.
+
+A reward is any Python callable
+
+    log_reward(x_0) -> log r        or        log_reward(x_0, condition) -> log r
+
+with ``x_0`` of shape (B, *event) and one number per sample, shape (B,); ``-inf`` where ``r = 0``.
+The target is ``p(x) r(x)^beta``. A reward need not be differentiable, fast or importable here:
+``load_reward`` finds one by its name and ``difftilt.isolation`` runs one in another interpreter.
+
+The classes of this module make rewards of classifiers, likelihoods and other rewards. They keep the
+graph, for methods that follow ``∇ log r``, and each knows a ``bound`` M with ``log r <= M``, or
+None: with a bound the certificate is a guarantee, without one an estimate. ``CheckedReward`` is how
+every reward enters the package: detached, (B,), float32 or wider, or one clear error.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from difftilt import isolation_worker as worker
+from difftilt.errors import InputError, RewardError
+from difftilt.reward_contract import (
+    CheckedReward,
+    LogReward,
+    RewardProbe,
+    as_reward,
+    reward_bound,
+)
+
+__all__ = [
+    "Bounded",
+    "CheckedReward",
+    "ClassifierReward",
+    "Floored",
+    "GaussianLikelihood",
+    "LogReward",
+    "RewardProbe",
+    "Summed",
+    "Tempered",
+    "as_reward",
+    "load_reward",
+    "reward_bound",
+]
+
+
+def load_reward(spec: str) -> LogReward:
+    """The reward that ``package.module:function`` or ``file.py:function`` names.
+
+    The current folder, and before it the file's own, come first on ``sys.path``, as for a script.
+
+    Raises:
+        InputError: no such file, module or attribute; it is not callable; or importing it raised
+            (then with that exception as the cause).
+    """
+    try:
+        return worker.load(spec)
+    except worker.Unusable as error:
+        raise InputError(f"reward {spec!r} {error}") from error.__cause__
+
+
+@final
+class Bounded:
+    """A reward with a declared bound: ``log r <= bound``, checked on every call.
+
+    Arguments:
+        log_reward: any reward.
+        bound: upper bound M of log r in nats; a value above it is a RewardError. What float32
+            rounds, 1e-5 (1 + |M|), is let pass.
+    """
+
+    def __init__(self, log_reward: LogReward, bound: float) -> None:
+        self.bound: float | None = _finite("bound", bound)
+        self._log_reward = CheckedReward(log_reward, bound=self.bound)
+        self.name = self._log_reward.name
+
+    def __call__(
+        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+    ) -> Float[Tensor, " B"]:
+        return self._log_reward.differentiable(x_0, condition)
+
+
+@final
+class Tempered:
+    """``log r / temperature``: a temperature above 1 flattens a reward, one below sharpens it.
+
+    Arguments:
+        log_reward: any reward.
+        temperature: above 0.
+    """
+
+    def __init__(self, log_reward: LogReward, temperature: float) -> None:
+        self.temperature = _finite("temperature", temperature, positive=True)
+        self._log_reward = as_reward(log_reward)
+        inner = self._log_reward.bound
+        self.bound = None if inner is None else inner / self.temperature
+
+    def __call__(
+        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+    ) -> Float[Tensor, " B"]:
+        return self._log_reward.differentiable(x_0, condition) / self.temperature
+
+
+@final
+class Floored:
+    """``max(log r, floor)``: a reward without zeros, so that every sample has a finite log weight.
+
+    It changes the target: with ``r' = max(r, e^floor)``,
+
+        TV(p r / Z, p r' / Z') <= p(r < e^floor) e^floor / Z,
+
+    the prior's mass below the floor, lifted at most to the floor.
+
+    Arguments:
+        log_reward: any reward.
+        floor: lower bound of log r in nats.
+    """
+
+    def __init__(self, log_reward: LogReward, floor: float) -> None:
+        self.floor = _finite("floor", floor)
+        self._log_reward = as_reward(log_reward)
+        inner = self._log_reward.bound
+        self.bound = None if inner is None else max(inner, self.floor)
+
+    def __call__(
+        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+    ) -> Float[Tensor, " B"]:
+        return self._log_reward.differentiable(x_0, condition).clamp(min=self.floor)
+
+
+@final
+class Summed:
+    """``Σ_k weights_k log r_k``: a product of rewards, each to the power of its weight.
+
+    A reward of weight 0 is never called. The bound is known where all bounds are and no weight is
+    negative (a negative weight turns an ``r = 0`` into the error +inf).
+
+    Arguments:
+        rewards: at least one; some may take the condition and some not.
+        weights: one finite number per reward; default all 1.
+    """
+
+    def __init__(
+        self, rewards: Sequence[LogReward], weights: Sequence[float] | None = None
+    ) -> None:
+        weights = [1.0] * len(rewards) if weights is None else weights
+        if len(weights) != len(rewards):
+            raise InputError(
+                f"{len(rewards)} rewards with {len(weights)} weights; give one weight per reward"
+            )
+        pairs = zip(rewards, (_finite("a weight", w) for w in weights), strict=True)
+        self._terms = [(as_reward(r), w) for r, w in pairs if w != 0.0]
+        if not self._terms:
+            raise InputError("no reward with a weight other than 0; give at least one")
+        bounds = [w * r.bound for r, w in self._terms if w > 0.0 and r.bound is not None]
+        self.bound = sum(bounds) if len(bounds) == len(self._terms) else None
+
+    def __call__(
+        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+    ) -> Float[Tensor, " B"]:
+        terms = [w * r.differentiable(x_0, condition) for r, w in self._terms]
+        return torch.stack(terms).sum(0)
+
+
+@final
+class ClassifierReward:
+    """The log-probability that a classifier gives to a class, or to any of several.
+
+        log r(x) = log Σ_{k in classes} softmax(classifier(x))_k <= 0
+
+    Arguments:
+        classifier: ``x_0`` to logits, (B, number of classes); a torch module is put in eval mode,
+            because a reward must not depend on dropout or on the rest of the batch.
+        classes: the wanted class or classes; None takes the wanted class of each sample from the
+            condition, (B,) integers.
+    """
+
+    def __init__(
+        self, classifier: Callable[[Tensor], Tensor], classes: int | Sequence[int] | None = None
+    ) -> None:
+        if isinstance(classes, int):
+            classes = [classes]
+        self.classes = None if classes is None else sorted(set(classes))
+        if self.classes is not None and (not self.classes or self.classes[0] < 0):
+            raise InputError(f"classes={classes!r}; give at least one class, counted from 0")
+        if isinstance(classifier, nn.Module):
+            classifier.eval()
+        self.classifier = classifier
+        self.bound: float | None = 0.0
+
+    def __call__(
+        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+    ) -> Float[Tensor, " B"]:
+        logits = self._logits(x_0)
+        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+        if self.classes is None:
+            return log_p.gather(1, self._labels(condition, log_p)[:, None])[:, 0]
+        if self.classes[-1] >= log_p.shape[1]:
+            raise InputError(_no_class(self.classes[-1], log_p))
+        # The clamp takes off what rounding adds when all classes are wanted.
+        return log_p[:, self.classes].logsumexp(1).clamp(max=0.0)
+
+    def _logits(self, x_0: Tensor) -> Tensor:
+        logits = self.classifier(x_0)
+        if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(x_0):
+            return logits
+        is_tensor = isinstance(logits, Tensor)
+        what = f"shape {tuple(logits.shape)}" if is_tensor else worker.described(logits)
+        raise RewardError(
+            f"the classifier returned {what} for a batch of {len(x_0)}; "
+            "it must return logits of shape (B, number of classes)"
+        )
+
+    def _labels(self, condition: Tensor | None, log_p: Tensor) -> Tensor:
+        if condition is None:
+            raise InputError("the classifier reward has neither classes nor a condition; give one")
+        whole = not condition.is_floating_point() and condition.dtype != torch.bool
+        if not whole or condition.shape != log_p.shape[:1]:
+            dtype = str(condition.dtype).removeprefix("torch.")
+            raise InputError(
+                f"the classifier reward got a condition of {dtype} and shape "
+                f"{tuple(condition.shape)}; give one integer label per sample, ({len(log_p)},)"
+            )
+        labels = condition.to(log_p.device, torch.int64)
+        outside = (labels < 0) | (labels >= log_p.shape[1])
+        if outside.any():
+            raise InputError(_no_class(int(labels[outside][0]), log_p))
+        return labels
+
+
+def _no_class(label: int, log_p: Tensor) -> str:
+    width = log_p.shape[1]
+    return f"there is no class {label}: the classifier has {width}, counted from 0 to {width - 1}"
+
+
+@final
+class GaussianLikelihood:
+    """The likelihood of a measurement ``y = A(x) + std * noise``, normalised.
+
+        log r(x) = -|y - A(x)|^2 / (2 std^2) - d/2 log(2 pi std^2),      d = number of values in y
+
+    Arguments:
+        observation: y, (*event of y), shared by all samples.
+        forward_operator: A, from (B, *event) to (B, *event of y); differentiable if r is to be.
+        std: standard deviation of the noise, above 0.
+    """
+
+    def __init__(
+        self, observation: Tensor, forward_operator: Callable[[Tensor], Tensor], std: float
+    ) -> None:
+        if not observation.isfinite().all():
+            raise InputError("the observation holds NaN or infinite values; leave those out")
+        self.observation = observation
+        self.forward_operator = forward_operator
+        self.std = _finite("std", std, positive=True)
+        log_scale = math.log(self.std) + 0.5 * math.log(2.0 * math.pi)
+        self.bound = -observation.numel() * log_scale
+
+    def __call__(
+        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+    ) -> Float[Tensor, " B"]:
+        predicted = self.forward_operator(x_0)
+        wanted = (len(x_0), *self.observation.shape)
+        if predicted.shape != wanted:
+            raise RewardError(
+                f"the forward operator returned shape {tuple(predicted.shape)} for a batch of "
+                f"{len(x_0)}; the observation asks for {wanted}"
+            )
+        predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+        standardised = (predicted - self.observation.to(predicted)) / self.std
+        return self.bound - 0.5 * standardised.square().reshape(len(x_0), -1).sum(1)
+
+
+def _finite(what: str, value: float, *, positive: bool = False) -> float:
+    is_number = isinstance(value, numbers.Real) and math.isfinite(value)
+    if not is_number or (positive and value <= 0.0):
+        raise InputError(f"{what} is {value!r}; give a finite number{' above 0' * positive}")
+    return float(value)

@@ -1,0 +1,239 @@
+"""Samples of any chain, their exact correction, and their certificate.
+
+The three verbs serve every chain alike, trained or guided, because they read only paths, their
+log-ratio ``Λ`` to the prior and their reward.
+
+* ``sample``: independent samples, one stream per sample;
+* ``corrected_sample``: exact in the limit of proposals ("snis"), of steps ("mh") or of particles
+  ("smc"), whatever the chain is;
+* ``certify``: how near the chain is to the posterior.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from difftilt.chains import Chain, Path, log_ratio, rollout
+from difftilt.diagnostics.certificate import Certificate, Expense, PathScores, certify_weights
+from difftilt.diagnostics.evidence import defensive_log_weights
+from difftilt.errors import InputError
+from difftilt.noise import GeneratorNoise, StreamNoise
+from difftilt.smc.feynman_kac import particle_filter
+from difftilt.smc.metropolis import independence_metropolis
+from difftilt.smc.potentials import RewardTwistedChain
+from difftilt.smc.resampling import systematic
+
+Correction = Literal["snis", "mh", "smc"]
+CORRECTIONS = ("snis", "mh", "smc")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples with what is known of each.
+
+    Arguments:
+        x_0: (n, *event), before any decoding.
+        log_r: (n,) ``log r``, nats, or None where the reward was not asked.
+        log_w: (n,) ``β log r - Λ``: log-weight of each sample against the posterior, or None.
+    """
+
+    x_0: Float[Tensor, "n ..."]
+    log_r: Float[Tensor, " n"] | None = None
+    log_w: Float[Tensor, " n"] | None = None
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """The target ``p(x_0) r(x_0)^β`` on a chain: what corrections and certificates need.
+
+    Arguments:
+        log_reward: ``(x_0, condition) -> log r (B,)``, nats.
+        beta: β > 0.
+        log_bound: upper bound of ``log r``, or None.
+    """
+
+    log_reward: Callable[[Tensor, Tensor | None], Tensor]
+    beta: float = 1.0
+    log_bound: float | None = None
+
+
+def _batches(n: int, batch: int) -> Iterator[range]:
+    for start in range(0, n, batch):
+        yield range(start, min(start + batch, n))
+
+
+def _bound_rows(chain: Chain, rows: range) -> Chain:
+    if chain.condition is None:
+        return chain
+    if len(chain.condition) == 1:
+        return chain.given(chain.condition.expand(len(rows), *chain.condition.shape[1:]))
+    return chain.given(chain.condition[rows.start : rows.stop])
+
+
+def sample_paths(chain: Chain, n: int, seed: int, batch: int = 1024, record: bool = False) -> Path:
+    """``n`` paths, each from its own stream of ``seed``: the batch size does not change a draw.
+
+    Raises:
+        InputError: n below 1.
+    """
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}")
+    parts = [
+        rollout(_bound_rows(chain, rows), len(rows), StreamNoise(seed, rows), record=record)
+        for rows in _batches(n, batch)
+    ]
+    return Path.joined(parts)
+
+
+def sample(chain: Chain, n: int, seed: int = 0, batch: int = 1024) -> Samples:
+    """``n`` independent samples of a chain."""
+    return Samples(sample_paths(chain, n, seed, batch).x_0)
+
+
+def weighted_sample(chain: Chain, target: Tilted, n: int, seed: int, batch: int = 1024) -> Samples:
+    """``n`` samples with their rewards and their log-weights against the target."""
+    path = sample_paths(chain, n, seed, batch)
+    log_r = target.log_reward(path.x_0, path.condition)
+    assert path.log_ratio is not None
+    return Samples(path.x_0, log_r, target.beta * log_r - path.log_ratio)
+
+
+def corrected_sample(
+    chain: Chain, target: Tilted, n: int, correct: Correction, seed: int = 0, effort: int = 4
+) -> Samples:
+    """``n`` samples of the target, exact in the limit of ``effort``.
+
+    * "snis": resample n of ``effort * n`` defensive proposals (10 % prior paths);
+    * "mh": n independence Metropolis-Hastings chains of ``effort`` steps, same proposals;
+    * "smc": n of ``effort * n`` particles of the chain, twisted by the reward of its prediction.
+
+    Arguments:
+        chain: proposals.
+        target: what is sampled.
+        n: number of samples.
+        correct: the correction.
+        seed: of the whole draw.
+        effort: proposals (or steps, or particles) per sample, >= 1.
+
+    Raises:
+        InputError: unknown correction, or effort below 1.
+    """
+    if correct not in CORRECTIONS:
+        raise InputError(f"unknown correction {correct!r}; choose one of {', '.join(CORRECTIONS)}")
+    if effort < 1:
+        raise InputError(f"effort must be at least 1, got {effort}")
+    if chain.condition is not None and len(chain.condition) != 1:
+        raise InputError(
+            f"corrections weigh samples of one condition against each other, got "
+            f"{len(chain.condition)} conditions; draw each condition by itself"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    if correct == "smc":
+        return _particles(chain, target, n, effort, generator)
+    proposals, log_omega = _defensive_proposals(chain, target, n * effort, seed)
+    if correct == "snis":
+        rows = systematic(log_omega, n, generator)
+        rows = rows[torch.randperm(n, generator=generator)]
+    else:
+        order = torch.randperm(n * effort, generator=generator).reshape(effort, n)
+        kept, _ = independence_metropolis(log_omega[order], generator)
+        rows = order[kept, torch.arange(n)]
+    assert proposals.log_r is not None
+    return Samples(proposals.x_0[rows], proposals.log_r[rows])
+
+
+def _particles(
+    chain: Chain, target: Tilted, n: int, effort: int, generator: torch.Generator
+) -> Samples:
+    count = n * effort
+    bound = _bound_rows(chain, range(count))
+
+    def log_reward(x: Tensor) -> Tensor:
+        return target.log_reward(x, bound.condition)
+
+    noise = GeneratorNoise(generator)
+    model = RewardTwistedChain(bound, log_reward, target.beta, noise)
+    particles = particle_filter(model, count, generator=generator)
+    rows = systematic(particles.log_w, n, generator)
+    x_0 = particles.state[0][rows[torch.randperm(n, generator=generator)]]
+    return Samples(x_0, target.log_reward(x_0, _bound_rows(chain, range(n)).condition))
+
+
+def _defensive_proposals(
+    chain: Chain, target: Tilted, count: int, seed: int, share: float = 0.1
+) -> tuple[Samples, Float[Tensor, " K"]]:
+    n_prior = max(1, round(share * count))
+    own = sample_paths(chain, count - n_prior, seed)
+    prior = sample_paths(chain.prior, n_prior, seed + 1, record=True)
+    with torch.no_grad():
+        prior_ratio = log_ratio(chain.given(None), prior, 4096)
+    assert own.log_ratio is not None
+    x_0 = torch.cat([own.x_0, prior.x_0])
+    ratio = torch.cat([own.log_ratio, prior_ratio])
+    condition = None
+    if own.condition is not None and prior.condition is not None:
+        condition = torch.cat([own.condition, prior.condition])
+    log_r = target.log_reward(x_0, condition)
+    log_omega = defensive_log_weights(ratio, target.beta * log_r, n_prior / count)
+    return Samples(x_0, log_r), log_omega
+
+
+def certify(
+    chain: Chain,
+    target: Tilted,
+    n: int = 4096,
+    *,
+    share: float = 0.25,
+    confidence: float = 0.99,
+    seed: int = 0,
+    batch: int = 1024,
+) -> Certificate:
+    """How near a chain, trained or guided, is to the posterior (``Certificate``).
+
+    Arguments:
+        chain: the sampler.
+        target: the posterior that it aims at.
+        n: paths in all.
+        share: share of prior paths among them, in (0, 1).
+        confidence: of every interval and bound.
+        seed: of the paths.
+        batch: paths at once.
+
+    Raises:
+        InputError: share outside (0, 1) or too few paths.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"share must lie in (0, 1), got {share}")
+    before = chain.calls.total
+    n_prior = max(2, round(share * n))
+    own = [
+        _scores(chain, target, rows, seed, of_prior=False) for rows in _batches(n - n_prior, batch)
+    ]
+    prior = [
+        _scores(chain, target, rows, seed + 1, of_prior=True) for rows in _batches(n_prior, batch)
+    ]
+    expense = Expense(network_calls=chain.calls.total - before, reward_calls=n)
+    scores = (_joined(own), _joined(prior))
+    return certify_weights(*scores, target.beta, target.log_bound, confidence, expense)
+
+
+def _scores(chain: Chain, target: Tilted, rows: range, seed: int, of_prior: bool) -> PathScores:
+    bound = _bound_rows(chain, rows)
+    source = bound.prior if of_prior else bound
+    path = rollout(source, len(rows), StreamNoise(seed, rows), record=of_prior)
+    ratio = path.log_ratio
+    if of_prior:
+        with torch.no_grad():
+            ratio = log_ratio(bound, path, 4096)
+    assert ratio is not None
+    return PathScores(ratio, target.log_reward(path.x_0, path.condition))
+
+
+def _joined(scores: list[PathScores]) -> PathScores:
+    return PathScores(
+        torch.cat([s.log_ratio for s in scores]), torch.cat([s.log_r for s in scores])
+    )

@@ -1,0 +1,143 @@
+"""What a training is made of: plain frozen records, the single source of API and command line."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from difftilt.errors import InputError
+
+
+@dataclass(frozen=True)
+class RTB:
+    """Relative trajectory balance.
+
+    Arguments:
+        log_z: "learned" (a parameter with its own learning rate) or "batch" (log-variance form).
+        residual_clip: beyond this many nats the squared residual goes on linearly; None: never.
+    """
+
+    log_z: Literal["learned", "batch"] = "batch"
+    residual_clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How parameters move.
+
+    Arguments:
+        learning_rate: of the posterior's parameters (Adam), constant, then cosine to zero.
+        hidden_learning_rate: of hidden matrices under Muon; 0 puts them under Adam too.
+        log_z_learning_rate: of a learned log Z.
+        decay_from: share of the training after which the learning rate falls, in [0, 1].
+        gradient_clip: largest norm of the gradient, or None.
+        ema: decay of the exponential moving average that is used for sampling; 0 for none.
+    """
+
+    learning_rate: float = 1.5e-3
+    hidden_learning_rate: float = 0.0
+    log_z_learning_rate: float = 0.05
+    decay_from: float = 0.6
+    gradient_clip: float | None = 1.0
+    ema: float = 0.998
+
+
+@dataclass(frozen=True)
+class BehaviourWeights:
+    """Shares of a batch by where its paths come from; scaled to sum to one.
+
+    Arguments:
+        on_policy: the posterior's own paths.
+        widened: the same with noise scaled by ``Training.widen``.
+        prior: prior paths.
+        pool: a pool of prior and posterior paths, resampled by importance weight.
+        replay: replayed ends, noised back to paths.
+        data: given data, noised to paths.
+        local_search: replayed ends, noised part of the way and denoised.
+    """
+
+    on_policy: float = 0.5
+    widened: float = 0.0
+    prior: float = 0.0
+    pool: float = 0.5
+    replay: float = 0.0
+    data: float = 0.0
+    local_search: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = list(vars(self).values())
+        if min(shares) < 0 or sum(shares) <= 0:
+            raise InputError(f"behaviour weights must be >= 0 and not all 0, got {vars(self)}")
+
+
+@dataclass(frozen=True)
+class Replaying:
+    """How ends and paths are kept for replay.
+
+    Arguments:
+        capacity: ends in the replay buffer.
+        priority: "uniform", or by rank of "reward" or of the last absolute "residual".
+        pool_capacity: paths in the pool.
+        pool_fresh: paths added to a full pool per update.
+        pool_prior_share: share of prior paths among them.
+        pool_effective: effective sample size, as a share, that tempering keeps in the pool.
+    """
+
+    capacity: int = 10_000
+    priority: Literal["uniform", "reward", "residual"] = "reward"
+    pool_capacity: int = 20_000
+    pool_fresh: int = 128
+    pool_prior_share: float = 0.5
+    pool_effective: float = 0.2
+
+
+@dataclass(frozen=True)
+class Training:
+    """A whole training.
+
+    Arguments:
+        steps: number of updates.
+        seconds: stop after this wall time instead (steps is then no limit); not resumable bit for
+            bit, because the schedules follow the clock.
+        batch: paths per update.
+        warm_start: share of the training spent on the weighted likelihood of pooled paths.
+        paths_per_condition: paths that share a condition in a batch (conditional posteriors).
+        chunk: states per forward-backward; the peak memory is a chunk's.
+        subset: random steps of each path that get a gradient (unbiased), or None for all.
+        widen: scale of the exploring noise of the widened behaviour.
+        beta_start: β at the start; None for the target's own throughout.
+        beta_annealed: share of the training after which the target's β is reached.
+        seed: of the whole run.
+    """
+
+    steps: int = 1000
+    seconds: float | None = None
+    batch: int = 512
+    warm_start: float = 0.4
+    paths_per_condition: int = 16
+    chunk: int = 16_384
+    subset: int | None = None
+    widen: float = 1.2
+    beta_start: float | None = None
+    beta_annealed: float = 0.5
+    seed: int = 0
+    objective: RTB = field(default_factory=RTB)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    behaviour: BehaviourWeights = field(default_factory=BehaviourWeights)
+    replaying: Replaying = field(default_factory=Replaying)
+
+    def __post_init__(self) -> None:
+        checks = {
+            "steps": self.steps >= 1,
+            "batch": self.batch >= 1,
+            "warm_start": 0 <= self.warm_start <= 1,
+            "chunk": self.chunk >= 1,
+            "widen": self.widen > 0,
+            "paths_per_condition": self.paths_per_condition >= 1,
+        }
+        for name, fine in checks.items():
+            if not fine:
+                raise InputError(f"{name}={getattr(self, name)} is out of range")
+        if self.objective.log_z == "batch" and self.batch < 2:
+            raise InputError(
+                "the log-variance form (log_z='batch') needs at least 2 paths in a batch, got "
+                f"batch={self.batch}; raise batch or use log_z='learned'"
+            )

@@ -1,0 +1,190 @@
+"""Everything that changes during a training, and how it is saved as plain tensors."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from difftilt.chains import Chain
+from difftilt.replay.behaviour import (
+    Behaviour,
+    DataBridges,
+    LocalSearch,
+    OnPolicy,
+    Pooled,
+    PriorPaths,
+    Replay,
+)
+from difftilt.replay.buffer import ReplayBuffer
+from difftilt.training.plan import Optimisation, Training
+
+
+class LogPartition(nn.Module):
+    """A learned ``log Z``: one number, or one per condition label.
+
+    Arguments:
+        labels: number of conditions when they are integers 0 ... labels - 1; 0 for one number.
+    """
+
+    def __init__(self, labels: int = 0) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(max(labels, 1)))
+        self.labels = labels
+
+    def forward(self, batch: int, condition: Tensor | None) -> Tensor:
+        """``log Z`` of each path, (B,)."""
+        if self.labels == 0 or condition is None:
+            return self.value.expand(batch)
+        return self.value[condition.long()]
+
+
+class MovingAverage:
+    """Exponential moving average of parameters, with the usual warm-up ``min(d, (1+k)/(10+k))``.
+
+    Arguments:
+        parameters: what is averaged.
+        decay: in [0, 1); 0 keeps a plain copy.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters = parameters
+        self.decay = decay
+        self.average = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the present parameters after update ``step`` (1, 2, ...)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        present = [p.detach() for p in self.parameters]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self.average, present, 1 - decay
+        )
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange parameters and averages in place."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+
+def optimisers(kernel: list[nn.Parameter], log_z: nn.Module, plan: Optimisation) -> list:
+    """Adam for all, or Muon for hidden matrices, and Adam of its own rate for ``log Z``."""
+    hidden, others = [], kernel
+    if plan.hidden_learning_rate > 0:
+        hidden = [p for p in kernel if p.ndim == 2 and min(p.shape) >= 32]
+        others = [p for p in kernel if not any(p is h for h in hidden)]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.Adam(
+            [
+                {"params": others, "lr": plan.learning_rate},
+                {"params": list(log_z.parameters()), "lr": plan.log_z_learning_rate},
+            ]
+        )
+    ]
+    if hidden:
+        made.append(torch.optim.Muon(hidden, lr=plan.hidden_learning_rate, weight_decay=0.0))
+    for optimiser in made:
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+    return made
+
+
+@dataclass
+class TrainingState:
+    """A training between two updates.
+
+    Arguments:
+        chain: the posterior (its kernel and initial tilt are trained).
+        log_reward: ``(x_0, condition) -> log r (B,)``.
+        beta: the target's β.
+        plan: the whole training.
+        conditions: draws conditions, ``(count, generator) -> (count, ...)``, or None.
+        labels: number of integer conditions for a learned ``log Z``; 0 otherwise.
+        data: data for bridges, or None.
+    """
+
+    chain: Chain
+    log_reward: Callable[[Tensor, Tensor | None], Tensor]
+    beta: float
+    plan: Training
+    conditions: Callable[[int, torch.Generator], Tensor] | None = None
+    labels: int = 0
+    data: Tensor | None = None
+    step: int = 0
+    elapsed: float = 0.0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.plan.seed)
+        self.log_z = LogPartition(self.labels)
+        self.parameters = trainable(self.chain)
+        self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
+        self.optimisers = optimisers(self.parameters, self.log_z, self.plan.optimisation)
+        replaying = self.plan.replaying
+        self.buffer = ReplayBuffer(replaying.capacity, replaying.priority)
+        self.behaviours = self._behaviours()
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by updates or by the clock."""
+        if self.plan.seconds is not None:
+            return min(1.0, self.elapsed / self.plan.seconds)
+        return min(1.0, self.step / self.plan.steps)
+
+    @property
+    def warming(self) -> bool:
+        """Whether the weighted-likelihood warm start is still on."""
+        return self.progress < self.plan.warm_start
+
+    @property
+    def present_beta(self) -> float:
+        """β of this update: linear from ``beta_start`` to the target's."""
+        if self.plan.beta_start is None:
+            return self.beta
+        share = min(1.0, self.progress / max(self.plan.beta_annealed, 1e-9))
+        return self.plan.beta_start + share * (self.beta - self.plan.beta_start)
+
+    def learning_rate_scale(self) -> float:
+        """Constant, then cosine to zero over the rest of the training."""
+        start = self.plan.optimisation.decay_from
+        if self.progress <= start:
+            return 1.0
+        share = (self.progress - start) / max(1 - start, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * share))
+
+    def use_average(self) -> None:
+        """Put the moving average into the posterior, for sampling (call again to undo)."""
+        if self.plan.optimisation.ema > 0:
+            self.average.swap()
+
+    def _behaviours(self) -> dict[str, tuple[Behaviour, float]]:
+        plan, weights = self.plan, vars(self.plan.behaviour)
+        keeping = plan.replaying
+        pool = Pooled(
+            keeping.pool_capacity,
+            keeping.pool_fresh,
+            keeping.pool_prior_share,
+            keeping.pool_effective,
+        )
+        made: dict[str, Behaviour] = {
+            "on_policy": OnPolicy(),
+            "widened": OnPolicy(plan.widen),
+            "prior": PriorPaths(),
+            "pool": pool,
+            "replay": Replay(),
+            "local_search": LocalSearch(),
+        }
+        if self.data is not None:
+            made["data"] = DataBridges(self.data)
+        used = {name: (b, weights[name]) for name, b in made.items()}
+        return {k: v for k, v in used.items() if v[1] > 0 or (k == "pool" and plan.warm_start > 0)}
+
+
+def trainable(chain: Chain) -> list[nn.Parameter]:
+    """The parameters of a posterior that are trained."""
+    modules = [m for m in (chain.kernel, chain.initial) if m is not None]
+    return [p for module in modules for p in module.parameters() if p.requires_grad]

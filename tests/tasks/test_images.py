@@ -1,0 +1,200 @@
+"""The shipped garments: the prior's folder, the classifiers, diversity and Fréchet distance.
+
+Statistical tests have fixed seeds; their bounds lie at least 5 standard errors from the expected
+value, a false-alarm rate below 6e-7 each under a new seed.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from difftilt.errors import CheckpointError, InputError
+from difftilt.tasks import images as garments
+
+MEBIBYTE = 2**20
+
+
+def gaussian_rows(count: int, mean: list[float], deviation: list[float], seed: int) -> torch.Tensor:
+    """Rows whose sample mean and covariance are exactly the given ones (diagonal)."""
+    rows = torch.randn(
+        count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    rows = rows - rows.mean(0)
+    whitener = torch.linalg.inv(torch.linalg.cholesky(torch.cov(rows.T)))
+    return rows @ whitener.T * torch.tensor(deviation) + torch.tensor(mean)
+
+
+@pytest.fixture(scope="module")
+def prior_samples() -> torch.Tensor:
+    """96 images by 20 strided steps of the shipped folder, as diffusers itself draws them."""
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = diffusers.DDPMPipeline.from_pretrained(garments.fashion_prior_folder())
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        batch_size=96,
+        num_inference_steps=20,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    return torch.from_numpy(np.asarray(drawn)).permute(0, 3, 1, 2).float() * 2 - 1
+
+
+class TestPriorFolder:
+    def test_is_an_ordinary_pipeline_in_safetensors(self):
+        folder = garments.fashion_prior_folder()
+        index = json.loads((folder / "model_index.json").read_text())
+        assert index["_class_name"] == "DDPMPipeline"
+        assert (folder / "unet" / "diffusion_pytorch_model.safetensors").exists()
+        assert (folder / "scheduler" / "scheduler_config.json").exists()
+
+    def test_shipped_files_are_small_and_hold_no_pickle(self):
+        paths = [p for p in garments.fashion_prior_folder().parent.rglob("*") if p.is_file()]
+        assert {p.suffix for p in paths} <= {".json", ".safetensors"}
+        assert sum(p.stat().st_size for p in paths) <= 10 * MEBIBYTE
+        classifiers = [p for p in paths if p.parent.name == "data"]
+        assert len(classifiers) == 2
+        assert all(p.stat().st_size < MEBIBYTE for p in classifiers)
+
+    def test_samples_are_images_of_many_classes(self, prior_samples):
+        assert prior_samples.shape == (96, 1, 28, 28)
+        probabilities = garments.load_classifier("heldout")(prior_samples).softmax(1)
+        counts = probabilities.argmax(1).bincount(minlength=10)
+        assert (counts > 0).sum() >= 7
+        assert counts.max() <= 48
+
+    def test_classifiers_are_confident_and_agree_on_samples(self, prior_samples):
+        opinions = [
+            garments.load_classifier(name)(prior_samples).softmax(1)
+            for name in ("reward", "heldout")
+        ]
+        for probabilities in opinions:
+            assert probabilities.max(1).values.mean() > 0.6
+        agreement = (opinions[0].argmax(1) == opinions[1].argmax(1)).float().mean()
+        assert agreement > 0.55
+
+    def test_samples_are_more_garment_than_noise(self, prior_samples):
+        classifier = garments.load_classifier("heldout")
+        noise = torch.randn(prior_samples.shape, generator=torch.Generator().manual_seed(1)).clamp(
+            -1, 1
+        )
+        halves = garments.features(classifier, prior_samples).chunk(2)
+        of_noise = garments.features(classifier, noise[:48])
+        floor = garments.frechet_distance(*halves)
+        assert garments.frechet_distance(halves[0], of_noise) > 3 * floor
+
+
+class TestClassifiers:
+    def test_are_frozen_deterministic_and_two(self):
+        x = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        logits = {name: garments.load_classifier(name)(x) for name in ("reward", "heldout")}
+        assert logits["reward"].shape == logits["heldout"].shape == (3, 10)
+        assert not torch.allclose(logits["reward"], logits["heldout"], atol=0.1)
+        assert torch.equal(logits["reward"], garments.load_classifier("reward")(x))
+        model = garments.load_classifier("reward")
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+
+    def test_gradient_reaches_the_image(self):
+        x = torch.zeros(1, 1, 28, 28, requires_grad=True)
+        garments.load_classifier("reward")(x)[0, 0].backward()
+        assert x.grad is not None
+        assert x.grad.abs().sum() > 0
+
+    def test_temperature_divides_the_logits(self):
+        x = torch.zeros(1, 1, 28, 28)
+        model = garments.load_classifier("reward")
+        before, temperature = model(x), model.temperature.clone()
+        model.temperature.fill_(1.0)
+        torch.testing.assert_close(model(x), before * temperature)
+
+    def test_unknown_name_lists_the_known_ones(self):
+        with pytest.raises(InputError, match=r"reward.*heldout"):
+            garments.load_classifier("judge")  # type: ignore[arg-type]
+
+    def test_half_written_weights_are_named(self, tmp_path, monkeypatch):
+        whole = (garments.fashion_prior_folder().parent / "fashion_reward.safetensors").read_bytes()
+        (tmp_path / "fashion_reward.safetensors").write_bytes(whole[: len(whole) // 2])
+        monkeypatch.setattr(garments, "_data_folder", lambda: tmp_path)
+        with pytest.raises(CheckpointError, match=r"fashion_reward.*train_image_models"):
+            garments.load_classifier("reward")
+        with pytest.raises(CheckpointError, match=r"fashion_heldout"):
+            garments.load_classifier("heldout")
+
+    def test_ten_class_names(self):
+        assert len(set(garments.FASHION_CLASSES)) == 10
+
+
+class TestFeatures:
+    def test_chunks_do_not_matter(self):
+        classifier = garments.load_classifier("heldout")
+        x = torch.rand(7, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        whole = garments.features(classifier, x)
+        torch.testing.assert_close(garments.features(classifier, x, chunk=3), whole)
+        torch.testing.assert_close(classifier.head(whole) / classifier.temperature, classifier(x))
+
+    def test_wrong_shape_is_named(self):
+        with pytest.raises(InputError, match=r"\(2, 3, 28, 28\)"):
+            garments.features(garments.load_classifier("heldout"), torch.zeros(2, 3, 28, 28))
+
+
+class TestDiversity:
+    def test_of_a_right_triangle(self):
+        corners = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        assert garments.diversity(corners) == pytest.approx((3 + 4 + 5) / 3)
+
+    def test_of_copies_is_zero(self):
+        assert garments.diversity(torch.ones(5, 4)) == 0
+
+    def test_subset_estimates_the_whole(self):
+        """In one dimension the mean distance of standard normals is 2/√π, sd of the estimate
+        below 0.85/√500·√2; 5 standard errors are allowed."""
+        rows = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+        value = garments.diversity(rows, torch.Generator().manual_seed(1), limit=500)
+        assert value == pytest.approx(2 / math.sqrt(math.pi), abs=5 * 0.85 * math.sqrt(2 / 500))
+        assert value == garments.diversity(rows, torch.Generator().manual_seed(1), limit=500)
+        assert value != garments.diversity(rows, torch.Generator().manual_seed(2), limit=500)
+
+    @pytest.mark.parametrize("rows", [0, 1])
+    def test_needs_two_rows(self, rows):
+        with pytest.raises(InputError, match="at least 2"):
+            garments.diversity(torch.zeros(rows, 3))
+
+
+class TestFrechetDistance:
+    def test_closed_form_of_diagonal_gaussians(self):
+        """|m_a - m_b|² + Σ (s_a - s_b)² when the covariances commute."""
+        a = gaussian_rows(50, [0.0, 1.0, 2.0], [1.0, 2.0, 0.5], seed=0)
+        b = gaussian_rows(80, [1.0, 1.0, 0.0], [3.0, 2.0, 1.5], seed=1)
+        expected = (1 + 0 + 4) + (4 + 0 + 1)
+        assert garments.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+    def test_equals_the_matrix_root_of_general_covariances(self):
+        from scipy.linalg import sqrtm
+
+        generator = torch.Generator().manual_seed(0)
+        a, b = (
+            torch.randn(40, 6, generator=generator, dtype=torch.float64)
+            @ torch.randn(6, 6, generator=generator, dtype=torch.float64)
+            for _ in range(2)
+        )
+        cov_a, cov_b = np.cov(a.T.numpy()), np.cov(b.T.numpy())
+        shift = (a.mean(0) - b.mean(0)).square().sum().item()
+        root = np.trace(np.real(sqrtm(cov_a @ cov_b)))
+        expected = shift + np.trace(cov_a) + np.trace(cov_b) - 2 * root
+        assert garments.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+
+    def test_is_zero_for_itself_also_when_the_covariance_is_singular(self):
+        rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+        assert garments.frechet_distance(rows, rows) == pytest.approx(0, abs=1e-5)
+
+    def test_is_symmetric(self):
+        a = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+        b = 2 * torch.randn(20, 4, generator=torch.Generator().manual_seed(1)) + 1
+        assert garments.frechet_distance(a, b) == pytest.approx(garments.frechet_distance(b, a))
+
+    def test_sets_must_fit(self):
+        with pytest.raises(InputError, match=r"\(4, 3\) and \(4, 2\)"):
+            garments.frechet_distance(torch.zeros(4, 3), torch.zeros(4, 2))
