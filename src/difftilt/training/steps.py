@@ -17,6 +17,7 @@ from difftilt.errors import InputError, TrainingError
 from difftilt.objectives.balance import Scores, log_variance, relative_trajectory_balance
 from difftilt.objectives.weighted import weighted_likelihood
 from difftilt.replay.behaviour import Scored, Situation
+from difftilt.training.denoising import denoising_gradient
 from difftilt.training.state import TrainingState
 
 
@@ -56,7 +57,13 @@ def training_step(state: TrainingState) -> Metrics:
     path = Path.joined([scored.path for scored in parts.values()])
     log_r = torch.cat([scored.log_r for scored in parts.values()])
     phase = "warm start" if state.warming else "balance"
-    losses, ratios = _fitting_gradient(state, path, log_r, beta)
+    if state.warming and state.plan.warm_start_loss == "denoising":
+        for optimiser in state.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        losses, ratios = denoising_gradient(state, path), torch.zeros(path.batch)
+        _check(state, losses, log_r)
+    else:
+        losses, ratios = _fitting_gradient(state, path, log_r, beta)
     norm = _move(state)
     _remember(state, parts, ratios, beta)
     own = slice(0, parts["on_policy"].path.batch) if "on_policy" in parts else slice(0, 0)
