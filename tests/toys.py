@@ -17,7 +17,7 @@ from difftilt.denoisers import Denoiser, Level
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.kernels import VectorKernel
 from difftilt.schedules import VariancePreserving
-from difftilt.training.plan import Optimisation, Training
+from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 from difftilt.training.state import TrainingState
 from difftilt.transitions import GaussianTilt
 
@@ -62,20 +62,20 @@ class FragileKernel(LinearKernel):
         return super().forward(x, n, prediction, condition)
 
 
-def gaussian_chain(dimension: int = 1, steps: int = 6) -> Chain:
+def gaussian_chain(dimension: int = 1, steps: int = 3) -> Chain:
     """The prior; its last step has a density too."""
     diffusion = GaussianDiffusion(VariancePreserving(clean=4.0, noisy=-6.0).levels(steps))
     diffusion = diffusion.with_std(1, float(diffusion.levels.sigma[1]))
     return Chain(GaussianDenoiser(), diffusion, (dimension,))
 
 
-def linear_posterior(dimension: int = 1, steps: int = 6, labels: int = 1) -> Chain:
+def linear_posterior(dimension: int = 1, steps: int = 3, labels: int = 1) -> Chain:
     """The prior with a trainable kernel that can be exact, and a trainable law of ``x_N``."""
     prior = gaussian_chain(dimension, steps)
     return prior.tilted(LinearKernel(dimension, steps, labels), InitialTilt((dimension,)))
 
 
-def network_posterior(dimension: int = 2, steps: int = 4, width: int = 32) -> Chain:
+def network_posterior(dimension: int = 2, steps: int = 3, width: int = 32) -> Chain:
     """The prior with a small network that has hidden matrices."""
     kernel = VectorKernel((dimension,), steps, learned_variance=True, width=width, frequencies=2)
     return gaussian_chain(dimension, steps).tilted(kernel)
@@ -125,8 +125,11 @@ def quick_plan(**changes) -> Training:
     """A plan of quick updates; ``learning_rate``, ``ema``, ... reach its optimiser."""
     fields = set(Optimisation.__dataclass_fields__)
     own = {name: changes.pop(name) for name in list(changes) if name in fields}
-    optimisation = replace(Optimisation(learning_rate=0.03, ema=0.95), **own)
-    base = Training(steps=120, batch=96, warm_start=0.0, optimisation=optimisation)
+    optimisation = replace(Optimisation(learning_rate=0.1, ema=0.9), **own)
+    own_paths = BehaviourWeights(on_policy=1.0, pool=0.0)
+    base = Training(
+        steps=60, batch=64, warm_start=0.0, optimisation=optimisation, behaviour=own_paths
+    )
     return replace(base, **changes)
 
 

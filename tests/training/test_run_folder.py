@@ -3,6 +3,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def test_tensorboard_gets_the_same_numbers(run: RunFolder):
 
 
 def test_tensorboard_is_not_needed(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run.log(metrics(1), 0.1)
     assert len(run.metrics()) == 1
     assert not (run.path / "tensorboard").exists()
@@ -182,14 +183,17 @@ def test_half_written_json_is_named(run: RunFolder):
         run.read("certificate")
 
 
-def test_a_full_disk_keeps_the_old_document_and_no_half_line(run: RunFolder):
+def test_a_full_disk_keeps_the_old_document_and_no_half_line(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run.write("status", {"state": "running"})
     run.log(metrics(1), 0.1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (run.path / "metrics.jsonl").stat().st_size
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
-        with pytest.raises(CheckpointError, match="cannot append to .*; free some space"):
+        with pytest.raises(CheckpointError, match=r"cannot append to .*; free some space"):
             run.log(metrics(2), 0.2)
         with pytest.raises(CheckpointError, match=r"cannot write .*status.json: File too large"):
             run.write("status", {"message": "x" * (size + 100)})
@@ -207,3 +211,17 @@ def test_what_a_crash_left_is_swept(run: RunFolder):
     with run:
         assert not list(run.path.glob(".*.tmp"))
         assert json.loads((run.path / "config.json").read_text()) == CONFIG
+
+
+def test_a_failing_tensorboard_is_left_out(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(writer, "add_scalar", fail)
+    with run:
+        with pytest.warns(UserWarning, match="TensorBoard is left out from here on: no space"):
+            run.log(metrics(1), 0.1)
+        run.log(metrics(2), 0.2)
+    assert len(run.metrics()) == 2
