@@ -55,7 +55,7 @@ class FullCopy:
 
     def kernel(self, prior: "Prior") -> Kernel:
         """The kernel on a prior, at its starting point."""
-        from difftilt.adapters.lora import full_copy
+        from difftilt.kernels import full_copy
 
         return full_copy(prior.chain, learned_variance=self.learned_variance)
 
@@ -336,7 +336,7 @@ class Posterior:
             raise InputError(
                 "a learned law of x_N has no place in a diffusers pipeline; fit with initial=False"
             )
-        from difftilt.adapters.diffusers import export_pipeline
+        from difftilt.adapters.export import export_pipeline
 
         return export_pipeline(self.target.prior.pipeline, self.chain.kernel, FilePath(folder))
 
@@ -397,6 +397,6 @@ def latent(
 
     Source: Venkatraman et al. 2025, Outsourced diffusion sampling (arXiv 2502.06999).
     """
-    from difftilt.diffusions.latent import latent_chain
+    from difftilt.adapters.generators import latent_chain
 
     return Prior(latent_chain(tuple(event_shape), steps), decode=generator, source="a generator")

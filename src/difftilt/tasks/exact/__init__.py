@@ -1,16 +1,20 @@
 """Problems whose posterior is known: the truth by which every claim is judged."""
 
 from collections.abc import Callable
+from functools import partial
 
 from difftilt.tasks.exact.base import ExactProblem, Truth, rejection_paths
 from difftilt.tasks.exact.grid25 import gmm9of25, rare_corner
+from difftilt.tasks.exact.linear_gaussian import linear_gaussian, linear_gaussian_isotropic
 
 __all__ = ["ExactProblem", "Truth", "problems", "rejection_paths"]
 
 
 def problems() -> dict[str, Callable[[], ExactProblem]]:
     """Builders of every exact problem, by name; each is built (and its truth computed) on call."""
-    return {
-        "gmm9of25": gmm9of25,
-        "rare_corner": rare_corner,
-    }
+    builders: dict[str, Callable[[], ExactProblem]] = {"gmm9of25": gmm9of25}
+    for d in (2, 10, 50):
+        builders[f"linear_gaussian_d{d}"] = partial(linear_gaussian, d)
+        builders[f"linear_gaussian_isotropic_d{d}"] = partial(linear_gaussian_isotropic, d)
+    builders["rare_corner"] = rare_corner
+    return builders

@@ -1,8 +1,8 @@
 """A problem whose posterior is known, and the truth that no method may read.
 
-The truth is that of the *discrete* chain: the chain's own ``p(x_0)`` is the prior, and the posterior
-is ``π(τ) ∝ p(τ) r(x_0)``. An exact draw of π needs no formula: a path of the prior, accepted with
-probability ``r(x_0) / M`` where ``r <= M`` (``rejection_paths``).
+The truth is that of the *discrete* chain: the chain's own ``p(x_0)`` is the prior, and the
+posterior is ``π(τ) ∝ p(τ) r(x_0)``. An exact draw of π needs no formula: a path of the prior,
+accepted with probability ``r(x_0) / M`` where ``r <= M`` (``rejection_paths``).
 """
 
 from collections.abc import Callable, Mapping

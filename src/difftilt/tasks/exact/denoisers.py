@@ -21,6 +21,10 @@ class GaussianDenoiser(Denoiser):
         covariance: (d, d), symmetric and positive definite.
     """
 
+    mean: Tensor
+    values: Tensor
+    vectors: Tensor
+
     def __init__(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> None:
         super().__init__()
         values, vectors = torch.linalg.eigh(covariance.double())
@@ -45,6 +49,10 @@ class ProductMixtureDenoiser(Denoiser):
         weights: (K,), positive; normalised here.
         variance: v, shared by the components.
     """
+
+    means: Tensor
+    log_weights: Tensor
+    half_squares: Tensor
 
     def __init__(
         self, means: Float[Tensor, " K"], weights: Float[Tensor, " K"], variance: float
@@ -73,6 +81,10 @@ class MixtureDenoiser(Denoiser):
         weights: (K,), positive; normalised here.
         variance: v, shared by the components.
     """
+
+    means: Tensor
+    log_weights: Tensor
+    half_squares: Tensor
 
     def __init__(
         self, means: Float[Tensor, "K d"], weights: Float[Tensor, " K"], variance: float

@@ -11,18 +11,19 @@ last step without variance has no density.
 
 import math
 from functools import cache, partial
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.chains import Chain, Path, rollout
-from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.noise import GeneratorNoise
-from difftilt.schedules import levels_from_log_snr, quantile_log_snr
+from difftilt.schedules import quantile_log_snr
 from difftilt.tasks.exact.base import ExactProblem, PathSampler, Truth, rejection_paths
 from difftilt.tasks.exact.denoisers import ProductMixtureDenoiser
 from difftilt.tasks.exact.line import Line, PlaneReward
+from difftilt.tasks.exact.vectors import vector_chain
 
 SCALE = math.sqrt(50.3)
 VARIANCE = 0.3
@@ -41,14 +42,6 @@ WEIGHTS = {
 }
 
 
-def vector_chain(denoiser, log_snr: Float[Tensor, " N"], dimension: int, dtype=None) -> Chain:
-    """DDPM's chain of vectors on variance-preserving levels, step 1 with std sigma_1."""
-    levels = levels_from_log_snr(log_snr)
-    diffusion = GaussianDiffusion(levels).with_std(1, float(levels.sigma[1]))
-    like = torch.zeros((), dtype=dtype or torch.float32)
-    return Chain(denoiser, diffusion, (dimension,), like=like)
-
-
 def _denoiser(dtype: torch.dtype) -> ProductMixtureDenoiser:
     means = torch.tensor(CENTRES, dtype=torch.float64) / SCALE
     weights = torch.ones(5, dtype=torch.float64)
@@ -60,9 +53,9 @@ def prior25(steps: int = 20) -> Chain:
     return vector_chain(_denoiser(torch.float32), quantile_log_snr(steps), 2)
 
 
-def line25(chain: Chain, spacing: float = 0.01) -> Line:
+def line25(chain: Chain, spacing: float = 0.01, data_spacing: float = 0.002) -> Line:
     """One coordinate of ``prior25`` on a grid."""
-    return Line(_denoiser(torch.float64), chain.diffusion, spacing)
+    return Line(_denoiser(torch.float64), chain.diffusion, spacing, data_spacing)
 
 
 def cell25(x_0: Float[Tensor, "B 2"]) -> Tensor:
@@ -105,7 +98,7 @@ def plane_truth(reward: PlaneReward, paths: PathSampler) -> Truth:
     """Everything that quadrature says of a reward on the 25-mode prior."""
     edges = (-math.inf, *(c / SCALE for c in CUTS), math.inf)
     line = reward.line
-    cells = [line.overlap(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+    cells = [line.overlap(*edge) for edge in pairwise(edges)]
     mean, covariance = reward.moments()
     return Truth(
         log_z=math.log(reward.z),

@@ -2,14 +2,14 @@
 
 With a kernel matrix ``A_n[i, j] = h N(x_j; m_n(x_i), s_n²)``, the marginals run down,
 ``p_{n-1} = p_n A_n``, and expected rewards run up, ``h_n = A_n h_{n-1}`` with
-``h_n(x) = E[h_0(x_0) | x_n = x]``. Each sum is the trapezoid rule, which converges geometrically for
-these smooth integrands once the spacing is below the smallest std of a step.
+``h_n(x) = E[h_0(x_0) | x_n = x]``. Each sum is the trapezoid rule, which converges geometrically
+for smooth integrands once the spacing is below the smallest std of a step.
 
-A reward in the plane of the form ``r(x, y) = Σ_ij C_ij f_i(x) f_j(y)`` keeps that form at every level
-(``PlaneReward``), so a two-dimensional problem needs one-dimensional matrices only.
+A reward in the plane of the form ``r(x, y) = Σ_ij C_ij f_i(x) f_j(y)`` keeps that form at every
+level (``PlaneReward``), so a two-dimensional problem needs one-dimensional matrices only.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,8 +28,8 @@ class Line:
     Arguments:
         denoiser: the prior's, in float64; coordinates must not interact.
         diffusion: levels and reverse kernels, every step with a density.
-        spacing: h of the grid.
-        reach: the grid covers [-reach, reach].
+        spacing: h of the levels 1 ... N, over [-reach, reach].
+        data_spacing: h of level 0, over [-data_reach, data_reach]: rewards may have kinks.
     """
 
     def __init__(
@@ -37,11 +37,13 @@ class Line:
         denoiser: Denoiser,
         diffusion: GaussianDiffusion,
         spacing: float = 0.01,
+        data_spacing: float = 0.002,
         reach: float = 6.0,
+        data_reach: float = 3.0,
     ) -> None:
-        count = round(reach / spacing)
-        self.x = spacing * torch.arange(-count, count + 1, dtype=torch.float64)
-        self.spacing = spacing
+        self.noisy = _grid(spacing, reach)
+        self.x = _grid(data_spacing, data_reach)
+        self.spacing, self.data_spacing = spacing, data_spacing
         self.chain = Chain(denoiser, diffusion, (1,), like=self.x.new_zeros(()))
 
     @property
@@ -49,29 +51,36 @@ class Line:
         """Number of steps N."""
         return self.chain.steps
 
-    def kernel(self, n: int) -> tuple[Float[Tensor, "G G"], Float[Tensor, "G G"]]:
+    def kernel(self, n: int) -> tuple[Float[Tensor, "G to"], Float[Tensor, "G to"]]:
         """``A_n`` and the standardised increments ``(x_j - m_n(x_i)) / s_n``."""
-        column = self.x[:, None]
+        column = self.noisy[:, None]
         law = self.chain.law(self.chain.predict(column, n), column, n)
-        eps = (self.x - law.mean) / law.std
-        density = torch.exp(-0.5 * eps**2) / (law.std * (2 * torch.pi) ** 0.5)
-        return density * self.spacing, eps
+        landed, spacing = (self.x, self.data_spacing) if n == 1 else (self.noisy, self.spacing)
+        eps = (landed - law.mean) / law.std
+        # Beyond 12 std there are only denormal numbers, which cost a hundred times as much.
+        density = torch.exp(-0.5 * eps**2).masked_fill_(eps.abs() > 12, 0)
+        return density.mul_(spacing / (float(law.std) * math.sqrt(2 * math.pi))), eps
 
     @cached_property
-    def marginals(self) -> Float[Tensor, "levels G"]:
-        """Point masses of ``x_0 ... x_N`` on the grid; each row sums to 1."""
+    def marginals(self) -> list[Float[Tensor, " G"]]:
+        """Point masses of ``x_0, ..., x_N`` on their grids; each sums to 1."""
         std = self.chain.diffusion.base_std
-        mass = torch.exp(-0.5 * (self.x / std) ** 2)
+        mass = torch.exp(-0.5 * (self.noisy / std) ** 2)
         rows = [mass / mass.sum()]
         for n in range(self.steps, 0, -1):
             rows.append(rows[-1] @ self.kernel(n)[0])
-        return torch.stack(rows[::-1])
+        return rows[::-1]
 
     def overlap(self, low: float, high: float) -> Float[Tensor, " G"]:
-        """Share of each grid cell that lies in [low, high]: an indicator for trapezoid sums."""
-        left, right = self.x - self.spacing / 2, self.x + self.spacing / 2
+        """Share of each data cell that lies in [low, high]: an indicator for trapezoid sums."""
+        left, right = self.x - self.data_spacing / 2, self.x + self.data_spacing / 2
         inside = right.clamp(max=high) - left.clamp(min=low)
-        return (inside / self.spacing).clamp(0, 1)
+        return (inside / self.data_spacing).clamp(0, 1)
+
+
+def _grid(spacing: float, reach: float) -> Float[Tensor, " G"]:
+    count = round(reach / spacing)
+    return spacing * torch.arange(-count, count + 1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class PlaneReward:
 
     Arguments:
         line: the coordinate chain.
-        factors: ``f_i`` on the grid, (G, K).
+        factors: ``f_i`` on the line's data grid, (G, K).
         coupling: C, (K, K).
     """
 
@@ -137,7 +146,8 @@ class PlaneReward:
         total = self._mean_log(self.line.marginals[0], self.factors)
         shift = spread = 0.0
         top = self.factors
-        for n, kernel, eps in self._kernels():
+        for n in range(1, self.line.steps + 1):
+            kernel, eps = self.line.kernel(n)
             shifted, squared = (kernel * eps) @ top, (kernel * eps**2) @ top
             top = kernel @ top
             gains = self._gains(self.line.marginals[n], top, shifted, squared)
@@ -154,13 +164,9 @@ class PlaneReward:
     def _log_z(self) -> float:
         return float(torch.tensor(self.z, dtype=torch.float64).log())
 
-    def _kernels(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        for n in range(1, self.line.steps + 1):
-            yield n, *self.line.kernel(n)
-
     def _mean_log(self, mass: Tensor, top: Tensor) -> float:
         """``E_π[log h_n(x_n)]``."""
-        keep = mass > 1e-16
+        keep = _matters(mass, top)
         mass, top = mass[keep], top[keep]
         value = top @ self.coupling @ top.T
         return float(mass @ torch.xlogy(value, value.clamp(min=1e-300)) @ mass) / self.z
@@ -169,7 +175,7 @@ class PlaneReward:
         self, mass: Tensor, top: Tensor, shifted: Tensor, squared: Tensor
     ) -> tuple[float, float]:
         """``E_π[Σ_i δ*_i²/2]`` and ``E_π[Σ_i (v*_i - 1 - log v*_i)/2]`` of one step."""
-        keep = mass > 1e-16
+        keep = _matters(mass, top)
         mass, top, shifted, squared = mass[keep], top[keep], shifted[keep], squared[keep]
         shift = spread = 0.0
         for coupling in (self.coupling, self.coupling.T):
@@ -181,3 +187,9 @@ class PlaneReward:
             shift += float((posterior * delta**2).sum()) / 2
             spread += float((posterior * (variance - 1 - variance.log())).sum()) / 2
         return shift, spread
+
+
+def _matters(mass: Float[Tensor, " G"], top: Float[Tensor, "G K"]) -> Tensor:
+    """Where the posterior has more than 1e-14 of its mass: elsewhere there is only underflow."""
+    tilted = mass * top.sum(1)
+    return tilted > 1e-14 * tilted.sum()
