@@ -316,3 +316,25 @@ def test_a_seed_decides_everything():
     pairs = list(zip(first.parameters, second.parameters, strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(first.parameters[0], other.parameters[0])
+
+
+def test_residuals_go_to_the_ends_they_belong_to(monkeypatch: pytest.MonkeyPatch):
+    """New ends push others out of a full buffer; rows of replayed ones must be used before."""
+    weights = BehaviourWeights(on_policy=0.4, pool=0.0, replay=0.3, local_search=0.3)
+    plan = quick_plan(steps=5, behaviour=weights, replaying=Replaying(capacity=40))
+    state = toy_state(plan)
+    replay, checked = state.behaviours["replay"][0], []
+    draw, update = replay.draw, state.buffer.update
+
+    def drawn(*arguments):
+        checked.append(draw(*arguments))
+        return checked[-1]
+
+    def updated(rows: Tensor, residual: Tensor) -> None:
+        assert torch.equal(state.buffer.x_0[rows], checked[-1].path.x_0)
+        update(rows, residual)
+
+    monkeypatch.setattr(replay, "draw", drawn)
+    monkeypatch.setattr(state.buffer, "update", updated)
+    trained(state)
+    assert len(state.buffer) == 40 and len(checked) == 4
