@@ -9,6 +9,7 @@ from difftilt.chains import Chain, InitialTilt, Kernel
 from difftilt.denoisers import Denoiser, Level, to_clean
 from difftilt.diffusions.gaussian import GaussianDiffusion, implicit_tables
 from difftilt.kernels import DriftKernel, VectorKernel, full_copy
+from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise
 from difftilt.schedules import VariancePreserving
 
@@ -60,7 +61,7 @@ def prior(eta: float = 1.0, dtype: torch.dtype = torch.float64) -> Chain:
 
 
 def vector(components: int, variance: bool = False) -> Callable[[Chain], Kernel]:
-    return lambda chain: VectorKernel((DIMENSION,), STEPS, components, variance, width=16)
+    return lambda chain: VectorKernel((DIMENSION,), STEPS, components, variance, Size(16))
 
 
 FORMS: dict[str, Callable[[Chain], Kernel]] = {

@@ -11,6 +11,7 @@ from difftilt.denoisers import Denoiser, Level, NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion, ancestral_tables
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel, DriftKernel, VectorKernel, full_copy
+from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise, StreamNoise
 from difftilt.schedules import VariancePreserving
 from difftilt.transitions import GaussianTilt, MixtureTilt
@@ -165,7 +166,7 @@ def test_parameters_are_the_trainable_ones():
 @pytest.mark.parametrize("components", [1, 3])
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_vector_kernels_keep_the_events_shape(components: int, learned_variance: bool):
-    kernel = VectorKernel(SHAPE, STEPS, components, learned_variance, width=8, depth=2)
+    kernel = VectorKernel(SHAPE, STEPS, components, learned_variance, Size(8, 2))
     x = torch.randn(5, *SHAPE)
     with torch.no_grad():
         tilt = moved(kernel)(x, torch.tensor([1, 2, 3, 4, 6]), x, None)

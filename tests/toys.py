@@ -16,6 +16,7 @@ from difftilt.chains import Chain, InitialTilt, Kernel
 from difftilt.denoisers import Denoiser, Level
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.kernels import VectorKernel
+from difftilt.models.mlp import Size
 from difftilt.schedules import VariancePreserving
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 from difftilt.training.state import TrainingState
@@ -77,7 +78,9 @@ def linear_posterior(dimension: int = 1, steps: int = 3, labels: int = 1) -> Cha
 
 def network_posterior(dimension: int = 2, steps: int = 3, width: int = 32) -> Chain:
     """The prior with a small network that has hidden matrices."""
-    kernel = VectorKernel((dimension,), steps, learned_variance=True, width=width, frequencies=2)
+    kernel = VectorKernel(
+        (dimension,), steps, learned_variance=True, size=Size(width, frequencies=2)
+    )
     return gaussian_chain(dimension, steps).tilted(kernel)
 
 

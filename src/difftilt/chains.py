@@ -374,6 +374,10 @@ def _row_ratios(chain: Chain, rows: _Rows) -> Float[Tensor, " R"]:
     return tilt.log_ratio(chain.law(prediction, rows.x, rows.n).standardise(rows.landed))
 
 
+def _bound(chain: Chain, path: Path) -> Chain:
+    return chain if path.condition is None else chain.given(path.condition)
+
+
 def _initial_ratio(chain: Chain, path: Path) -> Tensor | None:
     if chain.initial is None:
         return None
@@ -400,7 +404,7 @@ def log_ratio(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tenso
     """
     total = path.states.new_zeros(path.batch)
     if chain.kernel is not None:
-        bound = chain.given(path.condition)
+        bound = _bound(chain, path)
         rows = _all_rows(chain, path)
         parts = [_row_ratios(bound, rows.part(p)) for p in _chunks(len(rows.n), chunk)]
         total = torch.cat(parts).unflatten(0, (-1, path.batch)).sum(0)
@@ -436,7 +440,7 @@ def backward(
     else:
         rows = _random_subset(chain, path, subset, generator)
         scale = len(chain.density_steps) / subset
-    bound, coefficients = chain.given(path.condition), scale * coefficients.detach()
+    bound, coefficients = _bound(chain, path), scale * coefficients.detach()
     for chosen in _chunks(len(rows.n), chunk):
         part = rows.part(chosen)
         (coefficients[part.path] * _row_ratios(bound, part)).sum().backward()
