@@ -103,6 +103,8 @@ def lora(
     # A note to peft that the next adapter would stumble over.
     del chain.denoiser.peft_config
     layers = {name: chain.denoiser.get_submodule(name) for name in names}
+    for layer in layers.values():
+        layer.train(layer.get_base_layer().training)
     _switch_off(layers.values())
     return DenoiserKernel(AdaptedDenoiser(chain.denoiser, adapter, layers), chain.diffusion)
 

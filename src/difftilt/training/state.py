@@ -151,10 +151,11 @@ class TrainingState:
     def learning_rate_scale(self) -> float:
         """Constant, then cosine to zero over the rest of the training."""
         start = self.plan.optimisation.decay_from
+        scale = 1.0 if self.warming else self.plan.optimisation.balance_scale
         if self.progress <= start:
-            return 1.0
+            return scale
         share = (self.progress - start) / max(1 - start, 1e-9)
-        return 0.5 * (1 + math.cos(math.pi * share))
+        return scale * 0.5 * (1 + math.cos(math.pi * share))
 
     def use_average(self) -> None:
         """Put the moving average into the posterior, for sampling (call again to undo)."""
