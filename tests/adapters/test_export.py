@@ -82,8 +82,7 @@ ENDS_IN_A_LAW = {"set_alpha_to_one": False, "steps_offset": 1}
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(("prediction_type", "clip"), [("epsilon", True), ("v_prediction", False)])
 def test_plain_diffusers_draws_our_samples(
     tmp_path: Path, tiny_unet, form: str, prediction_type: str, clip: bool
 ):

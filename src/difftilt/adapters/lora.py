@@ -101,8 +101,8 @@ def lora(
     with seeded(generator):
         peft.inject_adapter_in_model(config, chain.denoiser, adapter_name=adapter)
     # A note to peft that the next adapter would stumble over.
-    delattr(chain.denoiser, "peft_config")
-    layers = {name: chain.denoiser.get_submodule(name) for name in names}
+    del chain.denoiser.peft_config
+    layers: dict[str, Any] = {name: chain.denoiser.get_submodule(name) for name in names}
     for layer in layers.values():
         layer.train(layer.get_base_layer().training)
     _switch_off(layers.values())

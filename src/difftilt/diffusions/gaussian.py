@@ -36,7 +36,7 @@ class ReverseTables:
 
 
 def posterior_variance(levels: NoiseLevels) -> Float[Tensor, " levels"]:
-    """Variance of ``q(x_s | x_t, x_0)``, ``sigma_s² (1 - (alpha_t sigma_s / alpha_s sigma_t)²)``.
+    """``sigma_s² (1 - alpha_t² sigma_s² / (alpha_s² sigma_t²))``, variance of ``x_s | x_t, x_0``.
 
     Source: Ho et al. 2020, eq. 7 (arXiv 2006.11239), for any ``(alpha, sigma)``. Entry 0 is 0.
     """
@@ -160,8 +160,9 @@ class GaussianDiffusion:
             n: the step, one int or one per sample (B,).
         """
         std: Tensor | float
-        fraction = None if self.learned_range is None else prediction[:, x.shape[1] :]
-        prediction = prediction if fraction is None else prediction[:, : x.shape[1]]
+        fraction = None
+        if self.learned_range is not None:
+            prediction, fraction = prediction.split(x.shape[1], dim=1)
         clean = self._clip(prediction)
         a, b, g, std = (self._entry(k, n, x) for k in ("clipped", "clean", "state", "std"))
         mean = a * clean + g * x
