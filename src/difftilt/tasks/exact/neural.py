@@ -1,8 +1,8 @@
 """A small trained prior: the ring of eight as a network saw it.
 
-An epsilon-network of 5,500 weights, trained for half a minute (``scripts/train_neural_ring.py``) and
-shipped. Its eight sectors are not equally heavy and its log Z is not the ring's: truth has to be
-taken from the chain, here by quadrature in the plane.
+An epsilon-network of 5,500 weights, trained for half a minute (``scripts/train_neural_ring.py``)
+and shipped. Its eight sectors are not equally heavy and its log Z is not the ring's: truth has to
+be taken from the chain, here by quadrature in the plane.
 """
 
 import math
@@ -27,6 +27,8 @@ WEIGHTS = "neural_ring8.safetensors"
 class NoiseMLP(nn.Module):
     """``(x, time) -> eps``: two hidden layers of 64; time as 8 sines and 8 cosines."""
 
+    bands: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("bands", math.pi * 2.0 ** torch.arange(-1, 7), persistent=False)
@@ -40,7 +42,7 @@ class NoiseMLP(nn.Module):
 
 
 def ring_chain(network: NoiseMLP) -> Chain:
-    """The chain of an epsilon-network on the unit-variance ring: N = 20, clean prediction clipped."""
+    """The chain of an epsilon-network on the scaled ring; N = 20, clean prediction clipped."""
     denoiser = NetworkDenoiser(network, "epsilon")
     return vector_chain(denoiser, torch.linspace(7.0, -9.0, STEPS), 2, clip=CLIP)
 
