@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 
@@ -24,6 +25,17 @@ hypothesis.settings.load_profile("fixed")
 def generator() -> torch.Generator:
     """A generator seeded 0, new for each test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the checks of types and shapes off.
+
+    For a test that hands over a wrong type to see our own message, or that takes many small steps.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

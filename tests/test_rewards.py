@@ -44,9 +44,6 @@ def impossible(x_0):
     return torch.full((len(x_0),), -math.inf)
 
 
-# Algebra
-
-
 @given(batches, st.floats(0.1, 10.0))
 def test_tempered_divides(x_0, temperature):
     log_r = Tempered(first, temperature)(x_0)
@@ -133,9 +130,6 @@ def broken(x_0):
     return x_0[:, 0] * math.nan
 
 
-# Bounds
-
-
 def test_bounded_declares_and_holds():
     assert reward_bound(Bounded(first, 3.0)) == 3.0
     assert Bounded(first, 3.0)(X).tolist() == X[:, 0].tolist()
@@ -169,9 +163,6 @@ def test_a_bound_is_unknown_where_a_part_is():
     assert reward_bound(Floored(first, 3.0)) is None
     assert reward_bound(Summed([two, first])) is None
     assert reward_bound(Summed([two, two], [1.0, -1.0])) is None
-
-
-# Classifiers
 
 
 def identity(x_0):
@@ -259,9 +250,6 @@ def test_a_classifier_must_return_logits(output, what):
         r"it must return logits of shape \(B, number of classes\)$",
     ):
         as_reward(ClassifierReward(lambda x: output, 0))(X)
-
-
-# Likelihoods
 
 
 @given(batches, st.lists(nats, min_size=1, max_size=4), st.floats(0.01, 10.0))

@@ -25,7 +25,7 @@ def _parse(function: Any, words: list[str], name: str) -> Any:
         function,
         prog=f"difftilt {name}",
         args=words,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes),
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
@@ -41,14 +41,14 @@ def _recipe_type(words: list[str], command: str) -> tuple[type, list[str]]:
 
 
 def train(words: list[str], command: list[str]) -> None:
-    """``difftilt train RECIPE [--out FOLDER] [--resume True] [--dry-run True] ...``."""
+    """``difftilt train RECIPE [--out FOLDER] [--resume] [--dry-run] ...``."""
     kind, rest = _recipe_type(words, "train")
 
     def options(
         recipe: Annotated[kind, tyro.conf.arg(name="")],  # type: ignore[valid-type]
         out: Path | None = None,
-        resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-        dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        resume: bool = False,
+        dry_run: bool = False,
     ) -> tuple[Any, Path | None, bool, bool]:
         """Train a posterior from a recipe.
 
@@ -68,7 +68,7 @@ def train(words: list[str], command: list[str]) -> None:
     finished = runs.run(words[0], recipe, folder, resume=resume, command=command, talk=_talk)
     page = write_report(folder)
     if not finished:
-        _talk(f"interrupted and saved; continue with: {' '.join(command)} --resume True")
+        _talk(f"interrupted and saved; continue with: {' '.join(command)} --resume")
         raise SystemExit(130)
     print(runs.certificate_text(folder))
     print(page)

@@ -31,7 +31,7 @@ import types
 import zlib
 from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
-from typing import IO, Any
+from typing import Any
 
 NO_NUMPY = 77  # exit code of an interpreter that cannot serve
 
@@ -193,8 +193,8 @@ def not_real(dtype: str) -> str:
     return f"returned {dtype} values; return log r as floats, in nats"
 
 
-def write_message(stream: IO[bytes], header: dict, arrays: Sequence[np.ndarray] = ()) -> None:
-    """Send a header and arrays of numbers or booleans."""
+def write_message(stream: Any, header: dict, arrays: Sequence[np.ndarray] = ()) -> None:
+    """Send a header and arrays of numbers or booleans to a binary file, buffered or not."""
     arrays = [np.asarray(a, a.dtype.newbyteorder("<"), order="C") for a in arrays]
     text = json.dumps({**header, "arrays": [(a.dtype.str, a.shape) for a in arrays]}).encode()
     for part in (struct.pack("<I", len(text)), text, *(a.tobytes() for a in arrays)):
@@ -204,7 +204,7 @@ def write_message(stream: IO[bytes], header: dict, arrays: Sequence[np.ndarray] 
     stream.flush()
 
 
-def read_message(stream: IO[bytes]) -> tuple[dict, list[np.ndarray]]:
+def read_message(stream: Any) -> tuple[dict, list[np.ndarray]]:
     """The next header and its arrays, which may be written to.
 
     Raises:
@@ -231,7 +231,7 @@ def _read(stream: Any, size: int) -> bytearray:
     return buffer
 
 
-def serve(spec: str, requests: IO[bytes], replies: IO[bytes]) -> None:
+def serve(spec: str, requests: Any, replies: Any) -> None:
     """Load the reward, say hello, then answer one batch after the other."""
     try:
         log_reward = load(spec)

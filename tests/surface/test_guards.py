@@ -15,6 +15,11 @@ def test_argument_types_are_checked():
         require(3, "report")  # pyright: ignore[reportArgumentType]
 
 
+def test_a_test_can_do_without_the_checks(unchecked: None):
+    with pytest.raises(AttributeError):
+        require(3, "report")  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("example.org", 80)])
 def test_other_machines_are_out_of_reach(address: tuple[str, int]):
     with (

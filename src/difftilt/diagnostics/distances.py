@@ -10,6 +10,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
@@ -208,7 +209,7 @@ def _binomial_error(count: int, n: int) -> float:
     return math.sqrt(rate * (1 - rate) / n)
 
 
-def _held_out(features, labels, seed: int, folds: int):
+def _held_out(features: np.ndarray, labels: np.ndarray, seed: int, folds: int) -> np.ndarray:
     """Probability of label 1 of each row, by the network that did not see it."""
     require("sklearn", "report")
     from sklearn.exceptions import ConvergenceWarning
@@ -223,7 +224,8 @@ def _held_out(features, labels, seed: int, folds: int):
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return cross_val_predict(model, features, labels, cv=split, method="predict_proba")[:, 1]
+        found = cross_val_predict(model, features, labels, cv=split, method="predict_proba")
+    return np.asarray(found)[:, 1]
 
 
 @dataclass(frozen=True)
