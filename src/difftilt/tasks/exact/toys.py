@@ -83,7 +83,8 @@ def sector(x: Float[Tensor, "B 2"]) -> Int[Tensor, " B"]:
     return turns.round().long() % 8
 
 
-def _ring8() -> Toy:
+def ring_toy() -> Toy:
+    """Eight Gaussians on a ring; the centre's number is the reward."""
     angle = math.pi / 2 + math.pi / 4 * torch.arange(8, dtype=torch.float64)
     return Toy(
         RING_RADIUS * _directions(angle),
@@ -135,7 +136,7 @@ def _moon_distance(x: Float[Tensor, "B 2"], centre: Tensor, side: float) -> Floa
 
 def _moons() -> Toy:
     upper, lower = torch.tensor([-1.0, -0.2]).double(), torch.tensor([1.0, 0.8]).double()
-    arc = 2 * _directions(math.pi * _middles(128))
+    arc = 2 * _directions(math.pi * _middles(64))
 
     def label(x: Tensor) -> Tensor:
         return (_moon_distance(x, lower, -1.0) < _moon_distance(x, upper, 1.0)).long()
@@ -151,7 +152,7 @@ def _moons() -> Toy:
 
 
 def _checkerboard() -> Toy:
-    step = 2 * _middles(8)
+    step = 2 * _middles(6)
     tile = torch.cartesian_prod(step, step)
     corners = [(2.0 * i, 2.0 * j) for i in range(-2, 2) for j in range(-2, 2) if (i + j) % 2 == 0]
 
@@ -170,7 +171,7 @@ def _checkerboard() -> Toy:
 
 
 def _spirals() -> Toy:
-    turn = _middles(256).sqrt() * 3 * math.pi
+    turn = _middles(128).sqrt() * 3 * math.pi
     arm = torch.stack([-turn.cos() * turn, turn.sin() * turn], 1) + 0.25
     return Toy(
         torch.cat([arm, -arm]) / 3,
@@ -183,7 +184,7 @@ def _spirals() -> Toy:
 
 
 def _swissroll() -> Toy:
-    turn = 1.5 * math.pi * (1 + 2 * _middles(256))
+    turn = 1.5 * math.pi * (1 + 2 * _middles(128))
     return Toy(
         _directions(turn) * turn[:, None] / 5,
         0.2,
@@ -209,7 +210,7 @@ def ring8(alpha: float = 10.0, steps: int = 20) -> ExactProblem:
 
     The chain commutes with rotations by 45°, so each sector has prior mass 1/8 exactly.
     """
-    toy = _ring8()
+    toy = ring_toy()
     chain, log_reward = toy.chain(steps), partial(toy.log_reward, beta=alpha)
     log_r = alpha * (torch.arange(8, dtype=torch.float64) / 7 - 1)
     share = torch.softmax(log_r, 0)

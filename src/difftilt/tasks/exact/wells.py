@@ -5,9 +5,9 @@ Reward, with ``s = sign(x)``, J = 0.5, B = 0.1:
 
     log r = J Σ_i s_i s_{i+1} + B Σ_i s_i - ((d - 1) J + d B)  <= 0.
 
-The chain is odd and its coordinates do not interact, so its sign pattern is uniform on {-1, 1}^d for
-every N: the posterior's signs are an Ising chain, solved by its transfer matrix, and given its sign
-a coordinate's path has the prior's law.
+The chain is odd and its coordinates do not interact, so its sign pattern is uniform on {-1, 1}^d
+for every N: the posterior's signs are an Ising chain, solved by its transfer matrix, and given its
+sign a coordinate's path has the prior's law.
 """
 
 import math
