@@ -4,8 +4,11 @@ stdout is data (paths, tables, certificates), stderr is talk (progress). A wrong
 sentence on stderr and exit code 2.
 """
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 COMMANDS = {
     "train": "train a posterior from a recipe; writes a run folder with report.html",
@@ -35,9 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] not in COMMANDS:
         _fail(f"unknown command {words[0]!r}; choose one of {', '.join(COMMANDS)}")
     try:
-        _command(words[0])(words[1:], ["difftilt", *words])
+        with _plain_warnings():
+            _command(words[0])(words[1:], ["difftilt", *words])
     except DifftiltError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has gone, e.g. `head`; nothing is left to say, even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("difftilt: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -63,6 +73,18 @@ def _command(name: str) -> Callable[[list[str], list[str]], None]:
     from difftilt import commands
 
     return getattr(commands, name if name != "list" else "list_all")
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as sentences, without the line of our source that they come from."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"difftilt: warning: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _fail(sentence: str) -> None:

@@ -1,9 +1,14 @@
 """What each command of the command line does (argument parsing by tyro)."""
 
+import contextlib
+import functools
+import io
+import itertools
+import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -13,20 +18,41 @@ from difftilt.recipes.catalogue import RECIPES, recipe_summaries
 from difftilt.report.page import write_report
 from difftilt.report.tables import render_table
 
-Positional = tyro.conf.Positional
+Result = TypeVar("Result")
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Number = Annotated[int, tyro.conf.arg(name="n", aliases=["-n"])]
 
 
 def _talk(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def _parse(function: Any, words: list[str], name: str) -> Any:
-    return tyro.cli(
-        function,
-        prog=f"difftilt {name}",
-        args=words,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+def _parse(function: Callable[..., Result], words: list[str], name: str) -> Result:
+    """Call a function with its parameters read from words; a wrong word is one sentence."""
+
+    @functools.wraps(function)
+    def parsed(*given: Any, **named: Any) -> Callable[[], Result]:
+        # The call itself is left for later: tyro takes every ValueError for a wrong word.
+        return lambda: function(*given, **named)
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            call = tyro.cli(parsed, prog=f"difftilt {name}", args=words)
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        remark = _sentence(complaint.getvalue()).rstrip(". ")
+        raise InputError(f"{remark}; see difftilt {name} --help") from None
+    return call()
+
+
+def _sentence(box: str) -> str:
+    """What tyro says inside its box, without title and advice."""
+    inside = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    said = itertools.takewhile(lambda line: not line.startswith("──"), inside)
+    text = " ".join(line for line in said if line) or box.strip()
+    return text.removeprefix("Error parsing recipe.").removesuffix(" (required)")
 
 
 def _recipe_type(words: list[str], command: str) -> tuple[type, list[str]]:
@@ -68,29 +94,19 @@ def train(words: list[str], command: list[str]) -> None:
     finished = runs.run(words[0], recipe, folder, resume=resume, command=command, talk=_talk)
     page = write_report(folder)
     if not finished:
-        _talk(f"interrupted and saved; continue with: {' '.join(command)} --resume")
+        again = [*command, *(["--resume"] if not resume else [])]
+        _talk(f"interrupted and saved; continue with: {shlex.join(again)}")
         raise SystemExit(130)
     print(runs.certificate_text(folder))
     print(page)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run folder.
-
-    Args:
-        run: folder written by difftilt train.
-    """
-
-    run: Positional[Path]
 
 
 def sample(words: list[str], command: list[str]) -> None:
     """``difftilt sample RUN -n 64 --correct smc``."""
 
     def options(
-        run: Positional[Path],
-        n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
+        run: Run,
+        n: Number = 64,
         seed: int = 0,
         correct: Literal["none", "snis", "mh", "smc"] = "none",
         effort: int = 4,
@@ -112,9 +128,7 @@ def sample(words: list[str], command: list[str]) -> None:
 def certify(words: list[str], command: list[str]) -> None:
     """``difftilt certify RUN``."""
 
-    def options(
-        run: Positional[Path], n: int = 4096, seed: int = 1, confidence: float = 0.99
-    ) -> str:
+    def options(run: Run, n: Number = 4096, seed: int = 1, confidence: float = 0.99) -> str:
         """Say how near a run's posterior is to the true one.
 
         Args:
@@ -130,13 +144,24 @@ def certify(words: list[str], command: list[str]) -> None:
 
 def report(words: list[str], command: list[str]) -> None:
     """``difftilt report RUN``."""
-    print(write_report(_parse(_Run, words, "report").run))
+
+    def options(run: Run) -> Path:
+        """Write report.html of a run folder again.
+
+        Args:
+            run: folder written by difftilt train.
+        """
+        return write_report(run)
+
+    print(_parse(options, words, "report"))
 
 
 def export(words: list[str], command: list[str]) -> None:
     """``difftilt export RUN FOLDER``."""
 
-    def options(run: Positional[Path], folder: Positional[Path]) -> Path:
+    def options(
+        run: Run, folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    ) -> Path:
         """Write a run's posterior as an ordinary diffusers pipeline.
 
         Args:
@@ -172,27 +197,55 @@ def bench(words: list[str], command: list[str]) -> None:
 
     if not words or words[0] in ("-h", "--help"):
         print("usage: difftilt bench TABLE [options]\n")
-        for name, (_, summary) in benches.TABLES.items():
-            print(f"  {name:<10} {summary}")
+        for name, table in benches.TABLES.items():
+            print(f"  {name:<10} {table.summary}")
         return
     if words[0] not in benches.TABLES:
         raise InputError(f"unknown table {words[0]!r}; choose one of {', '.join(benches.TABLES)}")
-    function, _ = benches.TABLES[words[0]]
-    result = _parse(function, words[1:], f"bench {words[0]}")
-    print(render_table(list(result[0]), result))
+    table = benches.TABLES[words[0]]
+    rows = _parse(table.rows, words[1:], f"bench {words[0]}")
+    print(render_table(table.columns, rows))
+    _talk(table.legend)
 
 
 def list_all(words: list[str], command: list[str]) -> None:
-    """``difftilt list``."""
-    from difftilt.recipes.exact import methods
+    """``difftilt list [recipes|problems|methods]``."""
+
+    def options(
+        what: Annotated[
+            Literal["everything", "recipes", "problems", "methods"],
+            tyro.conf.Positional,
+            tyro.conf.arg(metavar="[recipes|problems|methods]"),
+        ] = "everything",
+    ) -> list[str]:
+        """List recipes, problems and methods, with one line each.
+
+        Args:
+            what: one of the lists.
+        """
+        return [what] if what != "everything" else ["recipes", "problems", "methods"]
+
+    lists = {"recipes": _recipe_lines, "problems": _problem_lines, "methods": _method_lines}
+    chosen = _parse(options, words, "list")
+    print("\n\n".join("\n".join(lists[name]()) for name in chosen))
+
+
+def _recipe_lines() -> list[str]:
+    lines = [f"  {name:<22} {summary}" for name, summary in recipe_summaries().items()]
+    return ["Recipes (difftilt train RECIPE)", *lines]
+
+
+def _problem_lines() -> list[str]:
     from difftilt.tasks.exact import problems
 
-    print("Recipes (difftilt train RECIPE)")
-    for name, summary in recipe_summaries().items():
-        print(f"  {name:<22} {summary}")
-    print("\nExact problems (difftilt bench exact --problem NAME; difftilt train exact)")
-    for name in problems():
-        print(f"  {name}")
-    print("\nMethods (difftilt bench exact --method NAME)")
-    for name, method in methods().items():
-        print(f"  {name:<22} {method.summary}")
+    title = (
+        "Exact problems (difftilt bench exact --problem NAME; difftilt train exact --problem ...)"
+    )
+    return [title, *(f"  {name}" for name in problems())]
+
+
+def _method_lines() -> list[str]:
+    from difftilt.recipes.exact import methods
+
+    lines = [f"  {name:<22} {method.summary}" for name, method in methods().items()]
+    return ["Methods (difftilt bench exact --method NAME)", *lines]

@@ -228,8 +228,8 @@ class Target:
         """
         chain = self.prior.chain
         if form is None:
-            small = math.prod(chain.event_shape) <= 64
-            form = Perceptron() if small else FullCopy()
+            is_small_vector = len(chain.event_shape) == 1 and chain.event_shape[0] <= 64
+            form = Perceptron() if is_small_vector else FullCopy()
         first = InitialTilt(chain.event_shape) if initial else None
         if not chain.density_steps:
             chain.tilted(VectorKernel((1,), 1), None)  # raises the sentence about ODE samplers

@@ -1,8 +1,8 @@
 """A user's own prior and reward."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from difftilt.errors import InputError
+from difftilt.errors import InputError, require
 from difftilt.isolation import isolated
 from difftilt.posteriors import load
 from difftilt.recipes.base import Job, Recipe
@@ -48,11 +48,27 @@ class Custom(Recipe):
     def job(self) -> Job:
         for name in ("prior", "reward"):
             if not getattr(self, name):
-                raise InputError(f"train custom needs --{name}; see difftilt train custom --help")
+                raise InputError(f"custom needs --{name}; see difftilt train custom --help")
         if self.isolate:
             reward = isolated(self.reward, python=self.python, timeout=self.timeout)
         else:
             reward = load_reward(self.reward)
+        _without_loading_bars()
         target = load(self.prior, self.steps, eta=self.eta).tilt(reward, self.beta, self.log_bound)
         posterior = target.posterior(self.form.build(), self.initial)
-        return Job(target, posterior, self.training)
+        return Job(target, posterior, _fitting(self.training, len(posterior.chain.density_steps)))
+
+
+def _fitting(plan: Training, stochastic_steps: int) -> Training:
+    """The plan for a chain that may have fewer steps than the plan's subset of them."""
+    if plan.subset is None or plan.subset <= stochastic_steps:
+        return plan
+    return replace(plan, subset=None)
+
+
+def _without_loading_bars() -> None:
+    """A pipeline loads in a moment; its bars would stand between our own lines."""
+    require("diffusers", "diffusers")
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()

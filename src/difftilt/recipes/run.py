@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import difftilt
-from difftilt.chains import rollout
+from difftilt.chains import Chain, log_ratio, rollout
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.errors import CheckpointError
 from difftilt.noise import StreamNoise
@@ -21,9 +22,15 @@ from difftilt.posteriors import Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.sampling import Correction, Samples, sample_paths
-from difftilt.training.checkpoint import load_checkpoint, load_posterior, save_posterior
+from difftilt.training.checkpoint import (
+    checkpoint_steps,
+    load_checkpoint,
+    load_posterior,
+    save_posterior,
+)
 from difftilt.training.loop import interruptible, progress_bar, train
 from difftilt.training.run_folder import RunFolder
+from difftilt.training.state import TrainingState
 
 POSTERIOR = "posterior"
 
@@ -60,12 +67,14 @@ def run(
     torch.manual_seed(recipe.training.seed)
     with RunFolder(folder) as opened:
         job = recipe.job()
-        opened.begin(_config(name, recipe, job, command or []), resume)
+        # Whatever is wrong with the input is said before the folder counts as a run.
         talk(_probe(job))
         state = job.target.state(job.posterior, job.training, Sources(data=job.data))
-        if resume:
-            step = load_checkpoint(state, opened.checkpoints, opened.identity)
-            talk(f"resuming after update {step}")
+        opened.begin(_config(name, recipe, job, command or []), resume)
+        if resume and checkpoint_steps(opened.checkpoints):
+            talk(f"resuming after update {_resumed(state, opened)}")
+        elif resume:
+            talk("no checkpoint was saved yet: starting again at update 1")
         with interruptible() as stop:
             for _ in progress_bar(train(state, opened, stop=stop), state):
                 pass
@@ -75,6 +84,10 @@ def run(
         save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
         _finish(recipe, job, opened, talk)
     return True
+
+
+def _resumed(state: TrainingState, opened: RunFolder) -> int:
+    return load_checkpoint(state, opened.checkpoints, opened.identity)
 
 
 def _probe(job: Job) -> str:
@@ -141,7 +154,13 @@ def load_run(folder: Path) -> tuple[Recipe, Job]:
     Raises:
         CheckpointError: no finished run there, or its posterior does not fit its recipe.
     """
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"there is no run in {folder}; name a folder that train wrote")
     config = RunFolder(folder).config
+    if not (folder / POSTERIOR).exists():
+        raise CheckpointError(
+            f"the training in {folder} is not finished; continue it with train ... --resume"
+        )
     if config.get("recipe") not in RECIPES:
         raise CheckpointError(
             f"{folder} was written by the unknown recipe {config.get('recipe')!r}"
@@ -177,7 +196,6 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
     chain, prior = job.posterior.chain, job.target.prior
     path = rollout(chain, 8, StreamNoise(0, range(8)))
     again = rollout(chain, 8, StreamNoise(0, range(8)))
-    plain = rollout(chain.prior, 8, StreamNoise(0, range(8)))
     alone = sample_paths(chain, 1, seed=0)
     start = time.perf_counter()
     rollout(chain, 8, StreamNoise(1, range(8)))
@@ -188,10 +206,9 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
     def row(check: str, passed: bool, remark: str) -> dict[str, str]:
         return {"check": check, "result": "ok" if passed else "FAIL", "remark": remark}
 
-    same = torch.equal(path.x_0, plain.x_0)
     return [
         row("ratio to the prior is 1", not bool(path.log_ratio.any()), "log q/p = 0 on 8 paths"),
-        row("posterior starts at the prior", same, "same samples for the same noise"),
+        row("posterior starts at the prior", *_starts_at_prior(chain, path.x_0)),
         row("same seed, same samples", torch.equal(path.x_0, again.x_0), "two draws of 8"),
         row(
             "batch does not change a draw",
@@ -212,6 +229,16 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
         row("chain has stochastic steps", True, f"{len(chain.density_steps)} of {chain.steps}"),
         row("cost", True, f"{1e3 * per_step:.2f} ms per sample and step"),
     ]
+
+
+def _starts_at_prior(chain: Chain, x_0: Tensor) -> tuple[bool, str]:
+    plain = rollout(chain.prior, 8, StreamNoise(0, range(8)))
+    if torch.equal(x_0, plain.x_0):
+        return True, "same samples for the same noise"
+    # A mixture spends noise on the choice of a component: it is the law that must be the prior's.
+    with torch.no_grad():
+        apart = bool(log_ratio(chain, plain).any())
+    return not apart, "log q/p of 8 prior paths is " + ("not 0" if apart else "0")
 
 
 def certificate_text(folder: Path) -> str:
