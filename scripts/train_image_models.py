@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # pyright: ignore
 from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import Tensor, nn

@@ -4,12 +4,15 @@ jaxtyping's import hook (`--jaxtyping-packages` in pyproject.toml) hands it each
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from beartype import BeartypeConf, FrozenDict, beartype
 
-# As for pyright, an int passes for a float. To beartype `Self` means something on a class only.
-CONFIGURATION = BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: Any}))
+# Where pyright and beartype differ, pyright wins: an int passes for a float, `Self` is known
+# outside of decorated classes, and an io.BytesIO is an `IO[bytes]` although it has no file name.
+CONFIGURATION = BeartypeConf(
+    is_pep484_tower=True, hint_overrides=FrozenDict({Self: Any, IO[bytes]: Any})
+)
 
 
 def checked(function: Callable) -> Callable:

@@ -16,6 +16,7 @@ them its log-ratio to the prior is exactly zero. A ``Path`` records tensors only
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -31,8 +32,7 @@ from difftilt.transitions import Gaussian, GaussianTilt, Tilt
 class Kernel(nn.Module, ABC):
     """What a posterior adds to each step of its prior.
 
-    ``needs_prediction`` is False for kernels whose gradient does not depend on the prior's
-    prediction (a copy of the denoiser: the reference cancels in ``∇ log q``).
+    A kernel stays in eval mode, so that its density is a function of the state alone.
     """
 
     @abstractmethod
@@ -51,6 +51,10 @@ class Kernel(nn.Module, ABC):
             prediction: the prior's clean prediction at x_n.
             condition: (B, ...) or None.
         """
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: dropout would make the ratio of a path a random number."""
+        return super().train(False)
 
 
 class InitialTilt(nn.Module):
@@ -308,7 +312,12 @@ def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise:
     """Noise ends up to ``level`` and denoise them again: a path near a given ``x_0``.
 
     The states above ``level`` come from the forward process, those below from the chain.
+
+    Raises:
+        InputError: ``level`` is not between 1 and N.
     """
+    if not 1 <= level <= chain.steps:
+        raise InputError(f"level={level} must lie between 1 and the chain's {chain.steps} steps")
     above = noised(chain, x_0, chain.steps, noise)
     zero = x_0.new_zeros(len(x_0))
     below = _descend(chain, above[level], level, zero, noise, (1.0, True))
@@ -365,6 +374,10 @@ def _row_ratios(chain: Chain, rows: _Rows) -> Float[Tensor, " R"]:
     return tilt.log_ratio(chain.law(prediction, rows.x, rows.n).standardise(rows.landed))
 
 
+def _bound(chain: Chain, path: Path) -> Chain:
+    return chain if path.condition is None else chain.given(path.condition)
+
+
 def _initial_ratio(chain: Chain, path: Path) -> Tensor | None:
     if chain.initial is None:
         return None
@@ -391,7 +404,7 @@ def log_ratio(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tenso
     """
     total = path.states.new_zeros(path.batch)
     if chain.kernel is not None:
-        bound = chain.given(path.condition)
+        bound = _bound(chain, path)
         rows = _all_rows(chain, path)
         parts = [_row_ratios(bound, rows.part(p)) for p in _chunks(len(rows.n), chunk)]
         total = torch.cat(parts).unflatten(0, (-1, path.batch)).sum(0)
@@ -427,7 +440,7 @@ def backward(
     else:
         rows = _random_subset(chain, path, subset, generator)
         scale = len(chain.density_steps) / subset
-    bound, coefficients = chain.given(path.condition), scale * coefficients.detach()
+    bound, coefficients = _bound(chain, path), scale * coefficients.detach()
     for chosen in _chunks(len(rows.n), chunk):
         part = rows.part(chosen)
         (coefficients[part.path] * _row_ratios(bound, part)).sum().backward()
@@ -444,7 +457,8 @@ def _random_subset(
         raise InputError(
             f"subset={subset} must lie between 1 and {len(steps)}, the chain's stochastic steps"
         )
-    keys = torch.rand((len(steps), path.batch), generator=generator).to(steps.device)
+    device = steps.device if generator is None else generator.device
+    keys = torch.rand((len(steps), path.batch), generator=generator, device=device).to(steps.device)
     chosen = keys.argsort(0)[:subset]
     rows = torch.arange(path.batch, device=steps.device).expand(subset, -1)
     return _some_rows(path, steps[chosen].flatten(), rows.flatten())

@@ -47,7 +47,7 @@ def _usage() -> str:
     lines = [f"  {name:<8} {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
-            "difftilt: posterior samplers p(x) r(x)^beta under diffusion priors, with a certificate",
+            "difftilt: samplers of p(x) r(x)^beta under a diffusion prior p, with a certificate",
             "",
             "usage: difftilt COMMAND [options]      difftilt COMMAND --help",
             "",

@@ -21,8 +21,10 @@ from difftilt.chains import Chain, Kernel
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
-from difftilt.models.mlp import StepMLP
+from difftilt.models.mlp import Size, StepMLP
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
+
+DEFAULT_SIZE = Size()
 
 
 class VectorKernel(Kernel):
@@ -33,7 +35,7 @@ class VectorKernel(Kernel):
         steps: N.
         components: K of the mixture; 1 for a Gaussian.
         learned_variance: also learn the (diagonal) variance; always on for a mixture.
-        network: width, depth and frequencies of the ``StepMLP``.
+        size: of the ``StepMLP``.
 
     Raises:
         InputError: fewer than one component.
@@ -45,7 +47,7 @@ class VectorKernel(Kernel):
         steps: int,
         components: int = 1,
         learned_variance: bool = False,
-        **network: int,
+        size: Size = DEFAULT_SIZE,
     ) -> None:
         super().__init__()
         if components < 1:
@@ -59,8 +61,8 @@ class VectorKernel(Kernel):
             self.dimension,
             components * per_component,
             steps,
+            size,
             mask_groups=components,
-            **network,  # type: ignore[arg-type]
         )
 
     def forward(
@@ -168,8 +170,8 @@ class DriftKernel(Kernel):
         level = self.diffusion.level(n, x)
         if self.unit_input:
             x = x / (level.alpha**2 + level.sigma**2) ** 0.5
-        time = torch.as_tensor(level.time, device=x.device)
-        time = time.to(x.dtype).reshape(-1).expand(len(x))
+        time = torch.as_tensor(level.time, dtype=x.dtype, device=x.device)
+        time = time.reshape(-1).expand(len(x))
         if self.call is None:
             return GaussianTilt(self.network(x, time))
         return GaussianTilt(self.call(self.network, x, time))

@@ -26,7 +26,8 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.kernels import VectorKernel
-from difftilt.rewards import as_reward, reward_bound
+from difftilt.models.mlp import Size
+from difftilt.rewards import CheckedReward, as_reward, reward_bound
 from difftilt.sampling import (
     Correction,
     Samples,
@@ -124,9 +125,7 @@ class Perceptron:
             chain.steps,
             self.components,
             self.learned_variance,
-            width=self.width,
-            depth=self.depth,
-            frequencies=self.frequencies,
+            Size(self.width, self.depth, self.frequencies),
         )
 
 
@@ -185,11 +184,26 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """What a training may draw besides paths.
+
+    Arguments:
+        data: (n, *event) for the "data" behaviour, or None.
+        conditions: draws conditions ``(count, generator) -> (count, ...)``, or None.
+        labels: number of integer conditions 0 ... labels - 1, for a learned log Z of each; else 0.
+    """
+
+    data: Tensor | None = None
+    conditions: Callable[[int, torch.Generator], Tensor] | None = None
+    labels: int = 0
+
+
+@dataclass(frozen=True)
 class Target:
     """A posterior to be sampled: prior, reward and β. Made by ``Prior.tilt``."""
 
     prior: Prior
-    log_reward: Callable[..., Tensor]
+    log_reward: CheckedReward
     beta: float
     log_bound: float | None
 
@@ -225,13 +239,19 @@ class Target:
         self,
         posterior: "Posterior",
         plan: Training,
-        *,
-        data: Tensor | None = None,
-        conditions: Callable[[int, torch.Generator], Tensor] | None = None,
-        labels: int = 0,
+        sources: "Sources | None" = None,
     ) -> TrainingState:
         """The training of a posterior, before its first update."""
-        return TrainingState(posterior.chain, self.score, self.beta, plan, conditions, labels, data)
+        found = Sources() if sources is None else sources
+        return TrainingState(
+            posterior.chain,
+            self.score,
+            self.beta,
+            plan,
+            found.conditions,
+            found.labels,
+            found.data,
+        )
 
     def fit(
         self,
@@ -240,9 +260,7 @@ class Target:
         form: Form | None = None,
         initial: bool = False,
         out: str | FilePath | None = None,
-        data: Tensor | None = None,
-        conditions: Callable[[int, torch.Generator], Tensor] | None = None,
-        labels: int = 0,
+        sources: "Sources | None" = None,
         **training: Any,
     ) -> "Posterior":
         """Train a posterior.
@@ -252,9 +270,7 @@ class Target:
             form: what carries the posterior; see ``posterior``.
             initial: also learn the law of ``x_N``.
             out: a run folder to write; None keeps everything in memory.
-            data: (n, *event) for the "data" behaviour.
-            conditions: draws conditions ``(count, generator) -> (count, ...)``.
-            labels: number of integer conditions, for a learned log Z per condition.
+            sources: data for bridges and conditions to amortise over.
             **training: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``.
 
         Raises:
@@ -270,7 +286,7 @@ class Target:
         plan = Training(**training)
         plan = plan if objective is None else replace(plan, objective=objective)
         posterior = self.posterior(form, initial)
-        state = self.state(posterior, plan, data=data, conditions=conditions, labels=labels)
+        state = self.state(posterior, plan, sources)
         run = None if out is None else RunFolder(FilePath(out))
         for _ in train(state, run):
             pass
@@ -349,7 +365,6 @@ def load(
     schedule: Schedule | None = None,
     event_shape: Sequence[int] | None = None,
     prediction_type: str = "epsilon",
-    clip: float | None = None,
 ) -> Prior:
     """A prior from a diffusers pipeline, or from any network with a schedule.
 
@@ -361,7 +376,6 @@ def load(
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
         event_shape: shape of one sample of an ``nn.Module``.
         prediction_type: what an ``nn.Module`` predicts (``difftilt.denoisers``).
-        clip: clamp an ``nn.Module``'s clean prediction to ±clip.
 
     Raises:
         InputError: the source is of no known kind, or something of it is missing.
@@ -373,7 +387,7 @@ def load(
                 "event_shape=... (the shape of one sample)"
             )
         denoiser = NetworkDenoiser(source.eval().requires_grad_(False), prediction_type)
-        diffusion = GaussianDiffusion(schedule.levels(steps), clip=clip)
+        diffusion = GaussianDiffusion(schedule.levels(steps))
         like = next((p.detach().new_zeros(()) for p in source.parameters()), torch.zeros(()))
         return Prior(Chain(denoiser, diffusion, tuple(event_shape), like=like))
     from difftilt.adapters.diffusers import chain_from_pipeline

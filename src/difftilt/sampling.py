@@ -29,6 +29,7 @@ from difftilt.smc.resampling import systematic
 
 Correction = Literal["snis", "mh", "smc"]
 CORRECTIONS = ("snis", "mh", "smc")
+CERTIFIED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,6 @@ def certify(
     share: float = 0.25,
     confidence: float = 0.99,
     seed: int = 0,
-    batch: int = 1024,
 ) -> Certificate:
     """How near a chain, trained or guided, is to the posterior (``Certificate``).
 
@@ -201,7 +201,6 @@ def certify(
         share: share of prior paths among them, in (0, 1).
         confidence: of every interval and bound.
         seed: of the paths.
-        batch: paths at once.
 
     Raises:
         InputError: share outside (0, 1) or too few paths.
@@ -211,10 +210,12 @@ def certify(
     before = chain.calls.total
     n_prior = max(2, round(share * n))
     own = [
-        _scores(chain, target, rows, seed, of_prior=False) for rows in _batches(n - n_prior, batch)
+        _scores(chain, target, rows, seed, of_prior=False)
+        for rows in _batches(n - n_prior, CERTIFIED_AT_ONCE)
     ]
     prior = [
-        _scores(chain, target, rows, seed + 1, of_prior=True) for rows in _batches(n_prior, batch)
+        _scores(chain, target, rows, seed + 1, of_prior=True)
+        for rows in _batches(n_prior, CERTIFIED_AT_ONCE)
     ]
     expense = Expense(network_calls=chain.calls.total - before, reward_calls=n)
     scores = (_joined(own), _joined(prior))

@@ -152,7 +152,8 @@ def quantile_log_snr(
     cumulative = torch.cumulative_trapezoid(density, grid)
     cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), cumulative])
     cumulative = cumulative / cumulative[-1]
-    wanted = 1 - torch.linspace(0, 1, steps, dtype=torch.float64)
+    # A single level is the noisy one.
+    wanted = torch.arange(steps - 1, -1, -1, dtype=torch.float64) / max(steps - 1, 1)
     right = torch.searchsorted(cumulative, wanted).clamp(1, len(grid) - 1)
     share = (wanted - cumulative[right - 1]) / (cumulative[right] - cumulative[right - 1])
     return grid[right - 1] + share * (grid[right] - grid[right - 1])

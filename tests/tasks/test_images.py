@@ -110,6 +110,7 @@ class TestClassifiers:
         model.temperature.fill_(1.0)
         torch.testing.assert_close(model(x), before * temperature)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_unknown_name_lists_the_known_ones(self):
         with pytest.raises(InputError, match=r"reward.*heldout"):
             garments.load_classifier("judge")  # type: ignore[arg-type]
@@ -135,6 +136,7 @@ class TestFeatures:
         torch.testing.assert_close(garments.features(classifier, x, chunk=3), whole)
         torch.testing.assert_close(classifier.head(whole) / classifier.temperature, classifier(x))
 
+    @pytest.mark.usefixtures("unchecked")
     def test_wrong_shape_is_named(self):
         with pytest.raises(InputError, match=r"\(2, 3, 28, 28\)"):
             garments.features(garments.load_classifier("heldout"), torch.zeros(2, 3, 28, 28))
@@ -195,6 +197,7 @@ class TestFrechetDistance:
         b = 2 * torch.randn(20, 4, generator=torch.Generator().manual_seed(1)) + 1
         assert garments.frechet_distance(a, b) == pytest.approx(garments.frechet_distance(b, a))
 
+    @pytest.mark.usefixtures("unchecked")
     def test_sets_must_fit(self):
         with pytest.raises(InputError, match=r"\(4, 3\) and \(4, 2\)"):
             garments.frechet_distance(torch.zeros(4, 3), torch.zeros(4, 2))

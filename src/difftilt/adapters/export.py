@@ -2,7 +2,12 @@
 
 What plain diffusers can run is a UNet and a scheduler, so a posterior can leave if it *is* a UNet
 on the prior's scheduler: a full copy, or adapters, which are merged into a copy of the UNet. With
-the same scheduler settings (``steps``, ``eta``) and the same noise, diffusers draws our samples.
+the same scheduler settings (``steps``, ``eta``) and the same noise, diffusers draws our states at
+every step that has a density. A last step without noise is a map that our posterior shares with its
+prior, whereas the exported UNet takes it alone: there the two differ, by what the two UNets differ
+at the lowest noise level. A sampler that ends in a law has no such step, e.g.
+``DDIMScheduler(set_alpha_to_one=False, steps_offset=1)`` at eta > 0.
+
 ``DDPMPipeline`` and ``DDIMPipeline`` run their own schedulers; other schedulers are saved as they
 are, to be run by their usual loop.
 """

@@ -102,7 +102,9 @@ def lora(
         peft.inject_adapter_in_model(config, chain.denoiser, adapter_name=adapter)
     # A note to peft that the next adapter would stumble over.
     del chain.denoiser.peft_config
-    layers = {name: chain.denoiser.get_submodule(name) for name in names}
+    layers: dict[str, Any] = {name: chain.denoiser.get_submodule(name) for name in names}
+    for layer in layers.values():
+        layer.train(layer.get_base_layer().training)
     _switch_off(layers.values())
     return DenoiserKernel(AdaptedDenoiser(chain.denoiser, adapter, layers), chain.diffusion)
 

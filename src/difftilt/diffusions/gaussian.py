@@ -36,7 +36,7 @@ class ReverseTables:
 
 
 def posterior_variance(levels: NoiseLevels) -> Float[Tensor, " levels"]:
-    """``sigma_s² (1 - alpha_t² sigma_s² / (alpha_s² sigma_t²))``: variance of ``q(x_s | x_t, x_0)``.
+    """``sigma_s² (1 - alpha_t² sigma_s² / (alpha_s² sigma_t²))``, variance of ``x_s | x_t, x_0``.
 
     Source: Ho et al. 2020, eq. 7 (arXiv 2006.11239), for any ``(alpha, sigma)``. Entry 0 is 0.
     """
@@ -160,6 +160,7 @@ class GaussianDiffusion:
             n: the step, one int or one per sample (B,).
         """
         std: Tensor | float
+        fraction = None
         if self.learned_range is not None:
             prediction, fraction = prediction.split(x.shape[1], dim=1)
         clean = self._clip(prediction)
@@ -167,7 +168,7 @@ class GaussianDiffusion:
         mean = a * clean + g * x
         if self._uses_unclipped:
             mean = mean + b * prediction
-        if self.learned_range is not None:
+        if fraction is not None:
             std = self._learned_std(fraction, n, x)
         return Gaussian(mean, torch.as_tensor(std, dtype=x.dtype, device=x.device))
 

@@ -3,9 +3,27 @@
 For problems of a few dimensions. Its last layer starts at zero.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a ``StepMLP``.
+
+    Arguments:
+        width: hidden width.
+        depth: hidden layers.
+        frequencies: sines and cosines of the clean prediction per dimension, at ``k π / 4``
+            for k = 1 ... frequencies (unit-variance data spans a few units); 0 for none.
+    """
+
+    width: int = 96
+    depth: int = 3
+    frequencies: int = 8
 
 
 class StepMLP(nn.Module):
@@ -15,33 +33,31 @@ class StepMLP(nn.Module):
         dimension: numbers in one state.
         outputs: numbers in one output.
         steps: N; each step has a learned embedding.
-        width: hidden width.
-        depth: hidden layers.
-        frequencies: sines and cosines of the clean prediction per dimension, at ``k π / 4``
-            for k = 1 ... frequencies (unit-variance data spans a few units); 0 for none.
+        size: of the network.
         mask_groups: outputs come in this many equal groups, each reading its own random three
             quarters of the last hidden layer, so that groups started equal do not stay equal.
     """
+
+    bands: Tensor
+    mask: Tensor | None
 
     def __init__(
         self,
         dimension: int,
         outputs: int,
         steps: int,
-        *,
-        width: int = 96,
-        depth: int = 3,
-        frequencies: int = 8,
+        size: Size,
         mask_groups: int = 1,
     ) -> None:
         super().__init__()
-        bands = torch.arange(1, frequencies + 1) * (torch.pi / 4)
+        width = size.width
+        bands = torch.arange(1, size.frequencies + 1) * (torch.pi / 4)
         self.register_buffer("bands", bands, persistent=False)
-        inputs = dimension * (2 + 2 * frequencies)
+        inputs = dimension * (2 + 2 * size.frequencies)
         self.first = nn.Linear(inputs, width)
         self.step = nn.Embedding(steps + 1, width)
         nn.init.normal_(self.step.weight, std=0.1)
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(size.depth - 1))
         self.last = nn.Linear(width, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)

@@ -121,9 +121,7 @@ class Fashion(Recipe):
                     "note": f"from the rewards of {len(drawn.prior.x_0)} prior samples",
                 },
             ],
-            "notes": [
-                f"The truth is {len(members)} prior samples accepted with the reward as probability."
-            ],
+            "notes": [f"The truth is {len(members)} prior samples, accepted with probability r^β."],
         }
 
     def _share(self, judge: torch.nn.Module, x: Tensor) -> float:

@@ -17,6 +17,7 @@ from difftilt.chains import rollout
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.errors import CheckpointError
 from difftilt.noise import StreamNoise
+from difftilt.posteriors import Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.sampling import Correction, Samples, sample_paths
@@ -61,7 +62,7 @@ def run(
         job = recipe.job()
         opened.begin(_config(name, recipe, job, command or []), resume)
         talk(_probe(job))
-        state = job.target.state(job.posterior, job.training, data=job.data)
+        state = job.target.state(job.posterior, job.training, Sources(data=job.data))
         if resume:
             step = load_checkpoint(state, opened.checkpoints, opened.identity)
             talk(f"resuming after update {step}")

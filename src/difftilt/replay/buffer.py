@@ -1,14 +1,11 @@
 """A replay buffer of ends ``x_0`` that the reward liked."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.errors import InputError
 
-Priority = Literal["uniform", "reward", "residual"]
 PRIORITIES = ("uniform", "reward", "residual")
 
 
@@ -28,7 +25,7 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self, capacity: int = 10_000, priority: Priority = "reward", tolerance: float = 0.0
+        self, capacity: int = 10_000, priority: str = "reward", tolerance: float = 0.0
     ) -> None:
         if priority not in PRIORITIES:
             raise InputError(

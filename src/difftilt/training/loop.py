@@ -149,7 +149,7 @@ class _Record:
 
     def begin(self) -> None:
         found = checkpoint_steps(self.run.checkpoints)
-        if self.state.step == 0 and found:
+        if self.state.step == 0 and found and found[-1] > 0:
             raise CheckpointError(
                 f"run folder {self.run.path} already holds a run at update {found[-1]}; resume it "
                 "or choose another folder"
@@ -208,14 +208,14 @@ def _bar(metrics: Iterable[Metrics], state: TrainingState) -> Iterator[Metrics]:
     from tqdm import tqdm
 
     by_clock = state.plan.seconds is not None
-    total = state.plan.seconds if by_clock else state.plan.steps
+    total = state.plan.steps if state.plan.seconds is None else state.plan.seconds
     done = state.elapsed if by_clock else state.step
     layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}" if by_clock else None
     shown = _Shown()
     with tqdm(total=total, initial=done, bar_format=layout, file=sys.stderr) as bar:
         for each in metrics:
             bar.set_postfix_str(shown.text(each, state), refresh=False)
-            bar.update((state.elapsed if by_clock else state.step) - bar.n)
+            bar.update(min(total, state.elapsed if by_clock else state.step) - bar.n)
             yield each
 
 

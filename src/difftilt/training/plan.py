@@ -27,6 +27,7 @@ class Optimisation:
         learning_rate: of the posterior's parameters (Adam), constant, then cosine to zero.
         hidden_learning_rate: of hidden matrices under Muon; 0 puts them under Adam too.
         log_z_learning_rate: of a learned log Z.
+        balance_scale: learning rates of the balance phase relative to the warm start's.
         decay_from: share of the training after which the learning rate falls, in [0, 1].
         gradient_clip: largest norm of the gradient, or None.
         ema: decay of the exponential moving average that is used for sampling; 0 for none.
@@ -35,6 +36,7 @@ class Optimisation:
     learning_rate: float = 1.5e-3
     hidden_learning_rate: float = 0.0
     log_z_learning_rate: float = 0.05
+    balance_scale: float = 1.0
     decay_from: float = 0.6
     gradient_clip: float | None = 1.0
     ema: float = 0.998
@@ -99,6 +101,9 @@ class Training:
             bit, because the schedules follow the clock.
         batch: paths per update.
         warm_start: share of the training spent on the weighted likelihood of pooled paths.
+        warm_start_loss: "likelihood" of pooled paths, or "denoising" of their ends (posteriors that
+            are denoisers; less noisy, close to the likelihood for a good prior).
+        anchor: weight of ``KL(q ‖ p)`` per step, in nats, in the denoising warm start.
         paths_per_condition: paths that share a condition in a batch (conditional posteriors).
         chunk: states per forward-backward; the peak memory is a chunk's.
         subset: random steps of each path that get a gradient (unbiased), or None for all.
@@ -112,6 +117,8 @@ class Training:
     seconds: float | None = None
     batch: int = 512
     warm_start: float = 0.4
+    warm_start_loss: Literal["likelihood", "denoising"] = "likelihood"
+    anchor: float = 0.0
     paths_per_condition: int = 16
     chunk: int = 16_384
     subset: int | None = None

@@ -9,10 +9,11 @@ are replaced in one step; ``metrics.jsonl`` is appended to, and its last line ma
 
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,7 +57,7 @@ class RunFolder:
         self._holders = 0
         self._board: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunFolder":
         """Keep other processes out until the matching exit; may be nested.
 
         Raises:
@@ -146,11 +147,9 @@ class RunFolder:
         """
         line = to_json({**asdict(metrics), "seconds": seconds}) + "\n"
         _append(self._metrics, line.encode())
-        board = self._tensorboard(metrics.step)
-        if board is None:
-            return
-        for name in CURVES:
-            board.add_scalar(name, getattr(metrics, name), metrics.step)
+        if self._board is None:
+            self._board = self._tensorboard(metrics.step)
+        self._mirror(lambda: self._draw(metrics))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged updates; a half-written last line is left out.
@@ -203,8 +202,7 @@ class RunFolder:
 
     def flush(self) -> None:
         """Bring TensorBoard's file up to date."""
-        if self._board is not None:
-            self._board.flush()
+        self._mirror(lambda: self._board.flush())
 
     @property
     def _metrics(self) -> Path:
@@ -235,23 +233,38 @@ class RunFolder:
         return lock
 
     def _close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        self._mirror(lambda: self._board.close())
+        self._board = None
         if self._lock is not None:
             os.truncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
 
     def _tensorboard(self, step: int) -> Any:
-        """TensorBoard's writer, or None where it is not installed."""
-        if self._board is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                return None
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
-        return self._board
+        """TensorBoard's writer, or False where there is none."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return False
+        try:
+            return SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        except OSError as error:
+            warnings.warn(f"TensorBoard is left out: {error}", stacklevel=3)
+            return False
+
+    def _draw(self, metrics: Metrics) -> None:
+        for name in CURVES:
+            self._board.add_scalar(name, getattr(metrics, name), metrics.step)
+
+    def _mirror(self, act: Callable[[], None]) -> None:
+        """TensorBoard only mirrors ``metrics.jsonl``, so a full disk there stops nothing."""
+        if not self._board:
+            return
+        try:
+            act()
+        except OSError as error:
+            self._board = False
+            warnings.warn(f"TensorBoard is left out from here on: {error}", stacklevel=4)
 
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:

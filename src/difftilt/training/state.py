@@ -71,12 +71,20 @@ class MovingAverage:
             average.copy_(kept)
 
 
-def optimisers(kernel: list[nn.Parameter], log_z: nn.Module, plan: Optimisation) -> list:
+def hidden_matrices(module: nn.Module | None) -> list[nn.Parameter]:
+    """Weights of linear layers of 32 or more inputs and outputs, but for layers called "last"."""
+    if module is None:
+        return []
+    layers = [m for name, m in module.named_modules() if name.split(".")[-1] != "last"]
+    linear = [m for m in layers if isinstance(m, nn.Linear)]
+    large = [p for m in linear for p in m.parameters() if p.ndim == 2 and min(p.shape) >= 32]
+    return [p for p in large if p.requires_grad]
+
+
+def optimisers(chain: Chain, log_z: nn.Module, plan: Optimisation) -> list[torch.optim.Optimizer]:
     """Adam for all, or Muon for hidden matrices, and Adam of its own rate for ``log Z``."""
-    hidden, others = [], kernel
-    if plan.hidden_learning_rate > 0:
-        hidden = [p for p in kernel if p.ndim == 2 and min(p.shape) >= 32]
-        others = [p for p in kernel if not any(p is h for h in hidden)]
+    hidden = hidden_matrices(chain.kernel) if plan.hidden_learning_rate > 0 else []
+    others = [p for p in trainable(chain) if not any(p is h for h in hidden)]
     made: list[torch.optim.Optimizer] = [
         torch.optim.Adam(
             [
@@ -123,7 +131,7 @@ class TrainingState:
         self.log_z = LogPartition(self.labels)
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
-        self.optimisers = optimisers(self.parameters, self.log_z, self.plan.optimisation)
+        self.optimisers = optimisers(self.chain, self.log_z, self.plan.optimisation)
         replaying = self.plan.replaying
         self.buffer = ReplayBuffer(replaying.capacity, replaying.priority)
         self.behaviours = self._behaviours()
@@ -151,10 +159,11 @@ class TrainingState:
     def learning_rate_scale(self) -> float:
         """Constant, then cosine to zero over the rest of the training."""
         start = self.plan.optimisation.decay_from
+        scale = 1.0 if self.warming else self.plan.optimisation.balance_scale
         if self.progress <= start:
-            return 1.0
+            return scale
         share = (self.progress - start) / max(1 - start, 1e-9)
-        return 0.5 * (1 + math.cos(math.pi * share))
+        return scale * 0.5 * (1 + math.cos(math.pi * share))
 
     def use_average(self) -> None:
         """Put the moving average into the posterior, for sampling (call again to undo)."""

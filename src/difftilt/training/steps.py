@@ -17,6 +17,8 @@ from difftilt.errors import InputError, TrainingError
 from difftilt.objectives.balance import Scores, log_variance, relative_trajectory_balance
 from difftilt.objectives.weighted import weighted_likelihood
 from difftilt.replay.behaviour import Scored, Situation
+from difftilt.training.denoising import denoising_gradient
+from difftilt.training.snapshot import trained
 from difftilt.training.state import TrainingState
 
 
@@ -56,7 +58,13 @@ def training_step(state: TrainingState) -> Metrics:
     path = Path.joined([scored.path for scored in parts.values()])
     log_r = torch.cat([scored.log_r for scored in parts.values()])
     phase = "warm start" if state.warming else "balance"
-    losses, ratios = _fitting_gradient(state, path, log_r, beta)
+    if state.warming and state.plan.warm_start_loss == "denoising":
+        for optimiser in state.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        losses, ratios = denoising_gradient(state, path), torch.zeros(path.batch)
+        _check(state, losses, log_r)
+    else:
+        losses, ratios = _fitting_gradient(state, path, log_r, beta)
     norm = _move(state)
     _remember(state, parts, ratios, beta)
     own = slice(0, parts["on_policy"].path.batch) if "on_policy" in parts else slice(0, 0)
@@ -97,6 +105,8 @@ def _draw(state: TrainingState, beta: float) -> dict[str, Scored]:
 def _losses(state: TrainingState, ratios: Tensor, path: Path, log_r: Tensor, beta: float) -> Tensor:
     objective = state.plan.objective
     finite = torch.isfinite(log_r)
+    if not bool(finite.any()):
+        return ratios[finite]
     # A path of zero reward has an infinite residual; it teaches through its finite neighbours only.
     scores = Scores(ratios[finite], beta * log_r[finite], group=_groups(path, finite))
     if state.warming:
@@ -190,12 +200,22 @@ def _gradient(
 def _check(state: TrainingState, losses: Tensor, log_r: Tensor) -> None:
     if len(losses) and bool(torch.isfinite(losses).all()):
         return
-    cause = "every path of the batch has log r = -inf" if not len(losses) else "Λ of a path"
-    worst = f"; log r spans [{float(log_r.min()):.4g}, {float(log_r.max()):.4g}]"
     raise TrainingError(
-        f"non-finite loss at update {state.step + 1}: {cause} is not usable{worst}; lower the "
-        "learning rate, set residual_clip, or floor the reward (the last checkpoint is intact)"
+        f"non-finite loss at update {state.step + 1}: {_cause(state, losses, log_r)}; log r spans "
+        f"[{float(log_r.min()):.4g}, {float(log_r.max()):.4g}]; lower the learning rate, set "
+        "residual_clip, or floor the reward (the last checkpoint is intact)"
     )
+
+
+def _cause(state: TrainingState, losses: Tensor, log_r: Tensor) -> str:
+    for name, parameter in trained(state.chain).items():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"parameter {name} is not finite"
+    if len(losses):
+        return "Λ of a path is not finite"
+    if bool(log_r.isnan().any()):
+        return "log r is not a number"
+    return "every path of the batch has log r = -inf"
 
 
 def _move(state: TrainingState) -> float:

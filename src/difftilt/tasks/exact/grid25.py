@@ -73,20 +73,20 @@ def _coupling() -> Float[Tensor, "5 5"]:
     return coupling
 
 
-def log_shares(x: Float[Tensor, "..."]) -> Float[Tensor, "... 5"]:
+def log_shares(x: Float[Tensor, "..."]) -> Float[Tensor, "5 ..."]:
     """``log γ_i(x)`` of the five columns (or rows), for scaled coordinates."""
     centres = torch.tensor(CENTRES, dtype=x.dtype, device=x.device) / SCALE
-    distance = (x[..., None] - centres) ** 2
-    return torch.log_softmax(distance * (-0.5 * SCALE**2 / VARIANCE), -1)
+    distance = (x - centres.reshape(-1, *[1] * x.ndim)) ** 2
+    return torch.log_softmax(distance * (-0.5 * SCALE**2 / VARIANCE), 0)
 
 
 def log_reward_9of25(x_0: Float[Tensor, "B 2"]) -> Float[Tensor, " B"]:
     """``log p_9(x) - log p_25(x)``; at most ``log(375 / 61)``."""
-    coupling = _coupling()
-    column, row = coupling.nonzero(as_tuple=True)
+    columns, rows = ([CENTRES.index(mode[axis]) for mode in WEIGHTS] for axis in (0, 1))
+    weights = torch.tensor([25 * w / 61 for w in WEIGHTS.values()], dtype=x_0.dtype).log()
     shares = log_shares(x_0)
-    weights = coupling[column, row].log().to(x_0)
-    return torch.logsumexp(shares[:, 0, column] + shares[:, 1, row] + weights, 1)
+    terms = shares[columns, :, 0] + shares[rows, :, 1] + weights.to(x_0.device)[:, None]
+    return torch.logsumexp(terms, 0)
 
 
 def log_reward_corner(x_0: Float[Tensor, "B 2"]) -> Float[Tensor, " B"]:
@@ -115,7 +115,7 @@ def plane_truth(reward: PlaneReward, paths: PathSampler) -> Truth:
 
 def reward_9of25(line: Line) -> PlaneReward:
     """The nine-mode reward on a grid."""
-    return PlaneReward(line, log_shares(line.x).exp(), _coupling())
+    return PlaneReward(line, log_shares(line.x).exp().T, _coupling())
 
 
 def reward_corner(line: Line) -> PlaneReward:

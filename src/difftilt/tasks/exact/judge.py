@@ -15,7 +15,7 @@ from difftilt.diagnostics.distances import (
     energy_test,
     mode_total_variation,
 )
-from difftilt.diagnostics.evidence import elbo, effective_sample_size, log_evidence, pareto_k
+from difftilt.diagnostics.evidence import effective_sample_size, elbo, log_evidence, pareto_k
 from difftilt.noise import GeneratorNoise
 from difftilt.tasks.exact.base import ExactProblem
 

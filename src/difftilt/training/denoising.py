@@ -1,0 +1,64 @@
+"""The warm start through the second door: denoising ends that were resampled by their reward."""
+
+import torch
+from torch import Tensor
+
+from difftilt._ops import sum_event
+from difftilt.chains import Path
+from difftilt.errors import InputError
+from difftilt.kernels import DenoiserKernel
+from difftilt.objectives.weighted import denoising
+from difftilt.training.state import TrainingState
+from difftilt.transitions import rows_of
+
+
+def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
+    """Accumulate the gradient of the mean denoising loss; returns the losses, detached.
+
+    With ``anchor`` each row also pays ``anchor KL(q ‖ p)`` of its step: few ends say little about
+    the fine steps, where the prior is nearly right already.
+
+    Each end is noised to ``subset`` (or all N) random levels.
+
+    Raises:
+        InputError: the posterior is no denoiser, so that it cannot be trained by denoising.
+    """
+    kernel = state.chain.kernel
+    if not isinstance(kernel, DenoiserKernel):
+        raise InputError(
+            "warm_start_loss='denoising' needs a posterior that is a denoiser (full_copy or lora); "
+            "use warm_start_loss='likelihood'"
+        )
+    levels = state.chain.diffusion.levels
+    per_end = state.plan.subset or state.chain.steps
+    ends = path.x_0.repeat_interleave(per_end, 0)
+    n = torch.randint(1, state.chain.steps + 1, (len(ends),), generator=state.generator)
+    alpha, sigma = (rows_of(t.to(ends.dtype), n, ends) for t in (levels.alpha, levels.sigma))
+    noise = torch.randn(ends.shape, generator=state.generator, dtype=ends.dtype)
+    noised = alpha * ends + sigma * noise
+    condition = None
+    if path.condition is not None:
+        condition = path.condition.repeat_interleave(per_end, 0)
+    losses = []
+    for rows in torch.arange(len(ends)).split(state.plan.chunk):
+        bound = kernel.denoiser.given(None if condition is None else condition[rows])
+        level = state.chain.diffusion.level(n[rows], ends)
+        prediction = bound(noised[rows], level)
+        clean = prediction[:, : ends.shape[1]]
+        loss = denoising(clean, ends[rows], sigma[rows], alpha[rows])
+        if state.plan.anchor > 0:
+            loss = loss + state.plan.anchor * _distance(state, noised[rows], n[rows], prediction)
+        (loss.sum() / len(ends)).backward()
+        losses.append(loss.detach())
+    state.chain.calls.posterior += len(ends)
+    return torch.cat(losses)
+
+
+def _distance(state: TrainingState, x: Tensor, n: Tensor, prediction: Tensor) -> Tensor:
+    """``KL(q ‖ p)`` of single steps, nats: what a deviation from the prior costs a path."""
+    own = state.chain.predict(x, n)
+    stochastic = torch.tensor([state.chain.diffusion.has_density(int(i)) for i in n])
+    divergence = torch.zeros(len(x))
+    kept = stochastic.nonzero().flatten()
+    tilt = state.chain.diffusion.tilt_between(prediction[kept], own[kept], x[kept], n[kept])
+    return divergence.index_add(0, kept, 0.5 * sum_event(tilt.delta**2))
