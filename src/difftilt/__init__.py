@@ -19,12 +19,9 @@ from difftilt.errors import (
     RewardError,
     TrainingError,
 )
+from difftilt.forms import DriftNet, FullCopy, LoRA, Perceptron
 from difftilt.isolation import isolated
 from difftilt.posteriors import (
-    DriftNet,
-    FullCopy,
-    LoRA,
-    Perceptron,
     Posterior,
     Prior,
     Sources,

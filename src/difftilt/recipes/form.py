@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from difftilt.posteriors import DriftNet, Form, FullCopy, LoRA, Perceptron
+from difftilt.forms import DriftNet, Form, FullCopy, LoRA, Perceptron
 
 
 @dataclass(frozen=True)

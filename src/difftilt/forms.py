@@ -1,0 +1,94 @@
+"""What carries a posterior: a copy of the prior, adapters on it, a drift net, or a perceptron."""
+
+from dataclasses import dataclass
+
+from difftilt.chains import Chain, Kernel
+from difftilt.kernels import VectorKernel
+from difftilt.models.mlp import Size
+
+
+@dataclass(frozen=True)
+class FullCopy:
+    """A trainable copy of the prior's network.
+
+    Arguments:
+        learned_variance: also learn one log-scale per step (then it cannot be exported).
+    """
+
+    learned_variance: bool = False
+
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+        from difftilt.kernels import full_copy
+
+        return full_copy(chain, learned_variance=self.learned_variance)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters on the prior's own network; the prior is the net with adapters off.
+
+    Arguments:
+        rank: of each adapter.
+        alpha: scale of each adapter times its rank; None for the rank itself.
+        targets: names of the layers, or "all" linear and convolutional ones.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: tuple[str, ...] | str = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+        from difftilt.adapters.lora import lora
+
+        return lora(chain, self.rank, self.alpha, self.targets)
+
+
+@dataclass(frozen=True)
+class DriftNet:
+    """An additive drift net of the prior's own class, smaller by ``shrink``.
+
+    Arguments:
+        shrink: divides the prior's channels.
+    """
+
+    shrink: int = 2
+
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+        from difftilt.adapters.diffusers import drift_unet
+
+        return drift_unet(chain, self.shrink)
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """An additive tilt for states of a few dimensions: K Gaussians per step.
+
+    Arguments:
+        components: K; 1 for a Gaussian.
+        learned_variance: learn the diagonal variance (always on for K > 1).
+        width: hidden width.
+        depth: hidden layers.
+        frequencies: Fourier features of the prior's prediction, per dimension.
+    """
+
+    components: int = 4
+    learned_variance: bool = True
+    width: int = 96
+    depth: int = 3
+    frequencies: int = 8
+
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+        return VectorKernel(
+            chain.event_shape,
+            chain.steps,
+            self.components,
+            self.learned_variance,
+            Size(self.width, self.depth, self.frequencies),
+        )
+
+
+Form = FullCopy | LoRA | DriftNet | Perceptron
