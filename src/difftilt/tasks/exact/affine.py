@@ -206,8 +206,11 @@ class OptimalKernel(Kernel):
     def forward(
         self, x: Float[Tensor, "B d"], n: int | Tensor, prediction: Tensor, condition: Tensor | None
     ) -> GaussianTilt:
-        rows = torch.as_tensor(n) - 1
         mean = self.diffusion.reverse(prediction, x, n).mean
-        gain, shift, scale = (v[rows] for v in (self.gains, self.shifts, self.log_scales))
-        delta = (gain.to(x.dtype) @ mean[..., None])[..., 0] + shift.to(x.dtype)
-        return GaussianTilt(delta, scale.to(x.dtype).expand_as(delta))
+        levels = torch.as_tensor(n).expand(len(x))
+        delta = torch.empty_like(mean)
+        for level in levels.unique().tolist():
+            rows = levels == level
+            gain, shift = self.gains[level - 1].to(x.dtype), self.shifts[level - 1].to(x.dtype)
+            delta[rows] = mean[rows] @ gain.T + shift
+        return GaussianTilt(delta, self.log_scales[levels - 1].to(x.dtype))
