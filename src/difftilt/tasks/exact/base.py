@@ -7,7 +7,7 @@ accepted with probability ``r(x_0) / M`` where ``r <= M`` (``rejection_paths``).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ LogReward = Callable[[Tensor], Tensor]
 Functional = Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
 class PathSampler(Protocol):
     """Exact, independent draws of the tilted path measure π."""
 
