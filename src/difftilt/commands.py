@@ -42,17 +42,17 @@ def _parse(function: Callable[..., Result], words: list[str], name: str) -> Resu
     except SystemExit as end:
         if end.code == 0:
             raise
-        remark = _sentence(complaint.getvalue()).rstrip(". ")
+        remark = _sentence(complaint.getvalue())
         raise InputError(f"{remark}; see difftilt {name} --help") from None
     return call()
 
 
 def _sentence(box: str) -> str:
-    """What tyro says inside its box, without title and advice."""
-    inside = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    said = itertools.takewhile(lambda line: not line.startswith("──"), inside)
+    """What tyro says inside its box, without title and advice; the box may be drawn in ASCII."""
+    lines = [line.strip("│|╭╮╰╯─-+ ") for line in box.splitlines()[1:]]
+    said = itertools.takewhile(lambda line: not line.startswith("For full helptext"), lines)
     text = " ".join(line for line in said if line) or box.strip()
-    return text.removeprefix("Error parsing recipe.").removesuffix(" (required)")
+    return text.removeprefix("Error parsing recipe.").removesuffix(" (required)").rstrip(".")
 
 
 def _recipe_type(words: list[str], command: str) -> tuple[type, list[str]]:

@@ -147,6 +147,7 @@ def corrected_sample(
     return Samples(proposals.x_0[rows], proposals.log_r[rows])
 
 
+@torch.no_grad()
 def _particles(
     chain: Chain, target: Tilted, n: int, effort: int, generator: torch.Generator
 ) -> Samples:

@@ -65,11 +65,12 @@ def run(
         False if interrupted (the folder holds a checkpoint), True when done.
     """
     torch.manual_seed(recipe.training.seed)
-    with RunFolder(folder) as opened:
-        job = recipe.job()
-        # Whatever is wrong with the input is said before the folder counts as a run.
-        talk(_probe(job))
-        state = job.target.state(job.posterior, job.training, Sources(data=job.data))
+    # Whatever is wrong with the input is said before there is a folder.
+    opened = RunFolder(folder)
+    job = recipe.job()
+    talk(_probe(job))
+    state = job.target.state(job.posterior, job.training, Sources(data=job.data))
+    with opened:
         opened.begin(_config(name, recipe, job, command or []), resume)
         if resume and checkpoint_steps(opened.checkpoints):
             talk(f"resuming after update {_resumed(state, opened)}")
