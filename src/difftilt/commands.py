@@ -193,7 +193,7 @@ def doctor(words: list[str], command: list[str]) -> None:
 
 def bench(words: list[str], command: list[str]) -> None:
     """``difftilt bench exact|speed|memory``."""
-    from difftilt.recipes import bench as benches
+    from difftilt import benches
 
     if not words or words[0] in ("-h", "--help"):
         print("usage: difftilt bench TABLE [options]\n")

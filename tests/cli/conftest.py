@@ -110,9 +110,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(studio: Path) -> list[str]:
     """The options that name prior and reward, and a short chain."""
     reward = f"{studio / 'reward.py'}:log_reward"
-    return ["--prior", f"{studio / 'prior'}", "--reward", reward, "--log-bound", "0", "--steps"] + [
-        "5"
-    ]
+    prior = f"{studio / 'prior'}"
+    return ["--prior", prior, "--reward", reward, "--log-bound", "0", "--steps", "5"]
 
 
 class Trained(NamedTuple):
