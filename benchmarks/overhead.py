@@ -7,9 +7,10 @@ One update on B paths of N steps, B_own of them drawn anew, cannot do with less 
     one step of the optimiser,
 
 and, where the gradient takes more than one chunk, N posterior calls without a graph on the paths
-that were not drawn anew: the loss needs their log-ratios before the first chunk. "Bare" is exactly this on stored inputs of the same shapes: ``network.forward``, autograd and
-``Adam.step``, nothing else. No sampling, densities, rewards, losses, gradient clipping or moving
-average. Steps and bare calls alternate in one process, so that a busy machine slows both.
+that were not drawn anew: the loss needs their log-ratios before the first chunk. "Bare" is exactly
+this on stored inputs of the same shapes: ``network.forward``, autograd and ``Adam.step``, nothing
+else. No sampling, densities, rewards, losses, gradient clipping or moving average. Steps and bare
+calls alternate in one process, so that a busy machine slows both.
 
 | case | prior | posterior |
 |---|---|---|
@@ -146,7 +147,7 @@ def bare_update(state: TrainingState, bare: Bare) -> Callable[[], None]:
             for n in range(chain.steps, 0, -1):
                 bare.posterior(x[:own], bare.prior(x[:own], n), n)
             if len(steps) > plan.chunk:
-                for start in range(own * chain.steps, len(steps), plan.chunk):
+                for start in range(own * len(chain.density_steps), len(steps), plan.chunk):
                     rows = slice(start, start + plan.chunk)
                     bare.posterior(x[rows], prediction[rows], steps[rows])
         optimiser.zero_grad(set_to_none=True)
