@@ -4,11 +4,13 @@ One update on B paths of N steps, B_own of them drawn anew, cannot do with less 
 
     N prior calls and N posterior calls on B_own states without a graph        (the new paths)
     forward and backward of the posterior on N B states, in the plan's chunks  (the gradient)
-    one step of the optimiser.
+    one step of the optimiser,
 
-"Bare" is exactly this on stored inputs of the same shapes: ``network.forward``, autograd and
-``Adam.step``, nothing else. No sampling, densities, rewards, losses, gradient clipping or moving
-average. Steps and bare calls alternate in one process, so that a busy machine slows both.
+and, where the gradient takes more than one chunk, N posterior calls without a graph on the paths
+that were not drawn anew: the loss needs their log-ratios before the first chunk. "Bare" is exactly
+this on stored inputs of the same shapes: ``network.forward``, autograd and ``Adam.step``, nothing
+else. No sampling, densities, rewards, losses, gradient clipping or moving average. Steps and bare
+calls alternate in one process, so that a busy machine slows both.
 
 | case | prior | posterior |
 |---|---|---|
@@ -144,6 +146,10 @@ def bare_update(state: TrainingState, bare: Bare) -> Callable[[], None]:
         with torch.no_grad():
             for n in range(chain.steps, 0, -1):
                 bare.posterior(x[:own], bare.prior(x[:own], n), n)
+            if len(steps) > plan.chunk:
+                for start in range(own * len(chain.density_steps), len(steps), plan.chunk):
+                    rows = slice(start, start + plan.chunk)
+                    bare.posterior(x[rows], prediction[rows], steps[rows])
         optimiser.zero_grad(set_to_none=True)
         for start in range(0, len(steps), plan.chunk):
             gradient(slice(start, start + plan.chunk))

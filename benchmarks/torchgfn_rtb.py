@@ -13,7 +13,8 @@ by bridge regression. Neither is billed for its prior or for the checks.
 torchgfn needs numpy < 2, so it lives in an environment of its own:
 
     python3 -m venv gfn-venv
-    gfn-venv/bin/pip install torch==2.13.0 && gfn-venv/bin/pip install torchgfn==2.4.1
+    gfn-venv/bin/pip install torch==2.13.0
+    gfn-venv/bin/pip install torchgfn==2.4.1 matplotlib scipy tqdm
     python benchmarks/torchgfn_rtb.py --peer-python gfn-venv/bin/python --minutes 10
 """
 
@@ -111,7 +112,7 @@ class Own:
         prior = Chain(NetworkDenoiser(network, "v_prediction"), diffusion, (2,))
         plan = Training(
             batch=BATCH,
-            chunk=BATCH * STEPS,
+            chunk=10 * BATCH,
             warm_start=0.0,
             objective=RTB(log_z="learned"),
             behaviour=BehaviourWeights(on_policy=1.0, pool=0.0),
@@ -318,7 +319,9 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="difftilt beside torchgfn: updates per second, time to the modes."
+    )
     parser.add_argument("--peer-python", help="python of an environment with torchgfn")
     parser.add_argument("--turns", type=int, default=8, help="turns of three updates each")
     parser.add_argument(
