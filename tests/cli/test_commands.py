@@ -15,8 +15,37 @@ from safetensors.torch import load_file
 import difftilt
 from difftilt.cli import COMMANDS
 
-FILES = ["config.json", "metrics.jsonl", "certificate.json", "evaluation.json", "status.json", "report.html", "samples/prior.safetensors", "samples/posterior.safetensors", "samples/corrected.safetensors", "posterior/posterior.safetensors", "checkpoints/step-00000008/state.json"]
-BENCH_KEYS = ["problem", "method", "seed", "log_z_error", "elbo_gap", "eubo_gap", "ess", "k_hat", "mode_tv_raw", "mode_tv_corrected", "energy_distance", "energy_p", "c2st", "network_calls", "reward_calls", "seconds"]
+FILES = [
+    "config.json",
+    "metrics.jsonl",
+    "certificate.json",
+    "evaluation.json",
+    "status.json",
+    "report.html",
+    "samples/prior.safetensors",
+    "samples/posterior.safetensors",
+    "samples/corrected.safetensors",
+    "posterior/posterior.safetensors",
+    "checkpoints/step-00000008/state.json",
+]
+BENCH_KEYS = [
+    "problem",
+    "method",
+    "seed",
+    "log_z_error",
+    "elbo_gap",
+    "eubo_gap",
+    "ess",
+    "k_hat",
+    "mode_tv_raw",
+    "mode_tv_corrected",
+    "energy_distance",
+    "energy_p",
+    "c2st",
+    "network_calls",
+    "reward_calls",
+    "seconds",
+]
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
