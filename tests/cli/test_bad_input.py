@@ -1,10 +1,13 @@
 """Bad input ends in one sentence on stderr and exit code 2, and leaves no run behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+
+import difftilt
 
 REWARDS = {
     "float": "return float(x_0.mean())",
@@ -32,7 +35,6 @@ def train(pair, tmp_path, refused):
 @pytest.fixture
 def scheduler(studio, tmp_path):
     """A copy of the prior with a scheduler of another class or other settings."""
-    import shutil
 
     def changed(name: str, **settings) -> Path:
         folder = Path(shutil.copytree(studio / "prior", tmp_path / "prior"))
@@ -137,8 +139,6 @@ def test_a_half_written_checkpoint_alone_is_named(run, trained, refused):
 @pytest.mark.filterwarnings("default")
 def test_a_half_written_checkpoint_falls_back(run, trained, difftilt_command):
     """A checkpoint of step 8 is copied as a damaged step 9: the one before it is taken."""
-    import shutil
-
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "step-00000008", checkpoints / "step-00000009")
     cut_off(run, 9)
@@ -170,6 +170,23 @@ def test_a_full_disk(trained, child, tmp_path):
 def test_more_particles_than_none(run, refused):
     assert "n must be at least 1" in refused("sample", run, "-n", 0)
     assert "effort must be at least 1" in refused("sample", run, "--correct", "smc", "--effort", 0)
+
+
+@pytest.mark.parametrize(
+    ("form", "initial", "complaint"),
+    [
+        (difftilt.FullCopy(), True, "a learned law of x_N has no place in a diffusers pipeline"),
+        (difftilt.FullCopy(learned_variance=True), False, "variance"),
+        (difftilt.Perceptron(), False, "export"),
+    ],
+)
+def test_what_plain_diffusers_cannot_hold_is_not_exported(
+    form, initial, complaint, studio, tmp_path
+):
+    target = difftilt.load(studio / "prior", 5).tilt(lambda x_0: -x_0.flatten(1).mean(1))
+    with pytest.raises(difftilt.InputError, match=complaint):
+        target.posterior(form, initial).export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_torch_is_left_as_it_was(pair, refused):
