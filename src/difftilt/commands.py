@@ -16,7 +16,7 @@ from difftilt.errors import InputError
 from difftilt.recipes import run as runs
 from difftilt.recipes.catalogue import RECIPES, recipe_summaries
 from difftilt.report.page import write_report
-from difftilt.report.tables import render_table
+from difftilt.report.tables import Column, render_table
 
 Result = TypeVar("Result")
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -204,7 +204,7 @@ def bench(words: list[str], command: list[str]) -> None:
         raise InputError(f"unknown table {words[0]!r}; choose one of {', '.join(benches.TABLES)}")
     table = benches.TABLES[words[0]]
     rows = _parse(table.rows, words[1:], f"bench {words[0]}")
-    print(render_table(table.columns, rows))
+    print(render_table([Column(*each) for each in table.columns], rows))
     _talk(table.legend)
 
 
