@@ -41,7 +41,7 @@ class Case:
 
 
 def build_unet() -> Any:
-    """The UNet2DModel of the official image experiments: 15.89 M parameters, attention below 32 × 32."""
+    """The UNet2DModel of the official image experiments, 15.89 M parameters."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     return UNet2DModel(

@@ -48,7 +48,7 @@ def train(seconds: float, seed: int = 0) -> NoiseMLP:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train the network of neural_ring8.")
     parser.add_argument("--seconds", type=float, default=25.0, help="time to train for")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where to write the weights")
     asked = parser.parse_args()

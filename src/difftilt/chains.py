@@ -200,11 +200,9 @@ class Chain:
     def predict(self, x: Float[Tensor, "B ..."], n: int | Tensor, rows=None) -> Tensor:
         """The prior's clean prediction at ``x_n``; never with gradients."""
         self.calls.prior += x.shape[0]
-        condition = self.condition if rows is None or self.condition is None else None
-        if rows is not None and self.condition is not None:
-            condition = self.condition[rows]
+        denoiser = self.denoiser.given(self._condition_of(rows))
         with torch.no_grad():
-            return self.denoiser.given(condition)(x, self.diffusion.level(n, x))
+            return denoiser(x, self.diffusion.level(n, x))
 
     def law(self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor) -> Gaussian:
         """The prior's law of ``x_{n-1}`` from its prediction at ``x_n``."""
@@ -215,19 +213,33 @@ class Chain:
         if self.kernel is None:
             return None
         self.calls.posterior += x.shape[0]
-        condition = self.condition
-        if rows is not None and condition is not None:
-            condition = condition[rows]
-        return self.kernel(x, n, prediction, condition)
+        return self.kernel(x, n, prediction, self._condition_of(rows))
+
+    def _condition_of(self, rows: Tensor | None) -> Tensor | None:
+        return self.condition if rows is None or self.condition is None else self.condition[rows]
 
     def empty(self, batch: int) -> Float[Tensor, "B ..."]:
         """A tensor (B, *event) of the chain's dtype and device."""
         return self.like.new_zeros((batch, *self.event_shape))
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """How paths are drawn: scale of the noise, whether to keep states, whether to sum up Λ."""
+
+    widen: float = 1.0
+    record: bool = True
+    ratio: bool = True
+
+
 @torch.no_grad()
 def rollout(
-    chain: Chain, batch: int, noise: Noise | None = None, widen: float = 1.0, record: bool = True
+    chain: Chain,
+    batch: int,
+    noise: Noise | None = None,
+    widen: float = 1.0,
+    record: bool = True,
+    ratio: bool = True,
 ) -> Path:
     """Draw ``batch`` paths of a chain, with their log-ratio to the prior.
 
@@ -237,6 +249,7 @@ def rollout(
         noise: source of randomness; default torch's global generator.
         widen: scale of the noise relative to the chain's own (exploration); Λ stays the chain's.
         record: keep all states and predictions; otherwise ``states`` holds x_0 alone.
+        ratio: work out Λ; False leaves it None, for who will visit the paths again anyway.
 
     Returns:
         the paths; ``log_ratio`` is ``Σ_n log q/p`` of the chain itself.
@@ -244,39 +257,45 @@ def rollout(
     noise = GeneratorNoise() if noise is None else noise
     base = chain.diffusion.base(chain.empty(batch))
     tilt = None if chain.initial is None else chain.initial(batch)
-    x, total = _step(base, tilt, noise, widen)
-    return _descend(chain, x, chain.steps, total, noise, (widen, record))
+    drawing = _Drawing(widen, record, ratio)
+    x, gain = _step(base, tilt, noise, drawing)
+    total = x.new_zeros(batch) + gain
+    return _descend(chain, x, chain.steps, total, noise, drawing)
 
 
 @torch.no_grad()
 def _descend(
-    chain: Chain, x: Tensor, start: int, total: Tensor, noise: Noise, mode: tuple[float, bool]
+    chain: Chain, x: Tensor, start: int, total: Tensor, noise: Noise, drawing: _Drawing
 ) -> Path:
     """Run the steps ``start ... 1`` from x at level ``start``."""
-    widen, record = mode
     states, predictions = [x], []
     for n in range(start, 0, -1):
         prediction = chain.predict(x, n)
         law = chain.law(prediction, x, n)
         if chain.diffusion.has_density(n):
-            x, gain = _step(law, chain.tilt(x, n, prediction), noise, widen)
+            x, gain = _step(law, chain.tilt(x, n, prediction), noise, drawing)
             total = total + gain
         else:
             x = law.mean
-        if record:
+        if drawing.record:
             states.append(x)
             predictions.append(prediction)
-    if not record:
-        return Path(x[None], None, total, chain.condition)
-    return Path(torch.stack(states[::-1]), torch.stack(predictions[::-1]), total, chain.condition)
+    log_ratio = total if drawing.ratio else None
+    if not drawing.record:
+        return Path(x[None], None, log_ratio, chain.condition)
+    states, predictions = torch.stack(states[::-1]), torch.stack(predictions[::-1])
+    return Path(states, predictions, log_ratio, chain.condition)
 
 
-def _step(law: Gaussian, tilt: Tilt | None, noise: Noise, widen: float) -> tuple[Tensor, Tensor]:
+def _step(
+    law: Gaussian, tilt: Tilt | None, noise: Noise, drawing: _Drawing
+) -> tuple[Tensor, Tensor | float]:
+    """The next state, and what the step adds to Λ (0 where it is not asked for)."""
     if tilt is None:
         eps = noise.normal(law.mean)
-        return law.at(eps if widen == 1.0 else eps * widen), law.mean.new_zeros(len(law.mean))
-    eps = tilt.draw(noise, widen)
-    return law.at(eps), tilt.log_ratio(eps)
+        return law.at(eps if drawing.widen == 1.0 else eps * drawing.widen), 0.0
+    eps = tilt.draw(noise, drawing.widen)
+    return law.at(eps), tilt.log_ratio(eps) if drawing.ratio else 0.0
 
 
 @torch.no_grad()
@@ -320,7 +339,7 @@ def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise:
         raise InputError(f"level={level} must lie between 1 and the chain's {chain.steps} steps")
     above = noised(chain, x_0, chain.steps, noise)
     zero = x_0.new_zeros(len(x_0))
-    below = _descend(chain, above[level], level, zero, noise, (1.0, True))
+    below = _descend(chain, above[level], level, zero, noise, _Drawing(ratio=False))
     assert below.predictions is not None
     upper = [chain.predict(above[n], n) for n in range(level + 1, chain.steps + 1)]
     predictions = torch.cat([below.predictions, torch.stack(upper)]) if upper else below.predictions

@@ -16,7 +16,7 @@ from difftilt.errors import InputError
 from difftilt.recipes import run as runs
 from difftilt.recipes.catalogue import RECIPES, recipe_summaries
 from difftilt.report.page import write_report
-from difftilt.report.tables import Column, render_table
+from difftilt.report.tables import render_table
 
 Result = TypeVar("Result")
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -193,7 +193,7 @@ def doctor(words: list[str], command: list[str]) -> None:
 
 def bench(words: list[str], command: list[str]) -> None:
     """``difftilt bench exact|speed|memory``."""
-    from difftilt.recipes import bench as benches
+    from difftilt import benches
 
     if not words or words[0] in ("-h", "--help"):
         print("usage: difftilt bench TABLE [options]\n")
@@ -204,7 +204,7 @@ def bench(words: list[str], command: list[str]) -> None:
         raise InputError(f"unknown table {words[0]!r}; choose one of {', '.join(benches.TABLES)}")
     table = benches.TABLES[words[0]]
     rows = _parse(table.rows, words[1:], f"bench {words[0]}")
-    print(render_table([Column(*each) for each in table.columns], rows))
+    print(render_table(table.columns, rows))
     _talk(table.legend)
 
 

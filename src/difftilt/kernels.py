@@ -77,11 +77,8 @@ class VectorKernel(Kernel):
             return self._gaussian(output)
         d, shape = self.dimension, (len(x), self.components, *self.event_shape)
         grouped = output.reshape(len(x), self.components, -1)
-        return MixtureTilt(
-            grouped[..., :d].reshape(shape),
-            grouped[..., d : 2 * d].reshape(shape),
-            grouped[..., -1],
-        )
+        delta, log_scale, logits = grouped.split([d, d, 1], 2)
+        return MixtureTilt(delta.reshape(shape), log_scale.reshape(shape), logits.squeeze(2))
 
     def _gaussian(self, output: Tensor) -> GaussianTilt:
         shape = (len(output), *self.event_shape)

@@ -37,7 +37,7 @@ class Gaussian:
 
     def at(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """The state at standardised coordinates ``eps``: ``mean + std eps``."""
-        return self.mean + self.std * eps
+        return torch.addcmul(self.mean, eps, self.std)
 
     def standardise(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """``(x - mean) / std``."""
@@ -105,19 +105,21 @@ class MixtureTilt(Tilt):
     logits: Float[Tensor, "B K"]
 
     def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
-        below = torch.softmax(self.logits, 1).cumsum(1) < noise.uniform(self.delta)[:, None]
-        component = below.sum(1).clamp(max=self.logits.shape[1] - 1)
+        share = torch.softmax(self.logits.T, 0).cumsum(0)
+        component = (share[:-1] < noise.uniform(self.delta)).sum(0)
         rows = torch.arange(len(component), device=component.device)
-        delta, log_scale = self.delta[rows, component], self.log_scale[rows, component]
-        return delta + noise.normal(delta) * (log_scale.exp() * widen)
+        delta, scale = self.delta[rows, component], self.log_scale[rows, component].exp()
+        normal = noise.normal(delta)
+        return torch.addcmul(delta, normal if widen == 1.0 else normal * widen, scale)
 
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-        centred = eps[:, None]
-        z = (centred - self.delta) * torch.exp(-self.log_scale)
-        per_dimension = 0.5 * (centred - z) * (centred + z) - self.log_scale
-        per_component = per_dimension.flatten(2).sum(2)
-        log_share = torch.log_softmax(self.logits, 1)
-        return torch.logsumexp(log_share + per_component, 1)
+        # The batch comes last: sums over a short last axis cost several times as much.
+        delta, inverse = self.delta.movedim(0, -1), -self.log_scale.movedim(0, -1)
+        centred, logits = eps.movedim(0, -1).contiguous(), self.logits.T
+        z = (centred - delta) * inverse.exp()
+        per_dimension = torch.addcmul(inverse, centred - z, centred + z, value=0.5)
+        per_component = per_dimension.flatten(1, -2).sum(1)
+        return torch.logsumexp(logits + per_component, 0) - torch.logsumexp(logits, 0)
 
 
 def zero_tilt(like: Float[Tensor, "B ..."]) -> GaussianTilt:

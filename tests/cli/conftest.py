@@ -94,9 +94,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample_size=8,
         in_channels=1,
         out_channels=1,
-        block_out_channels=(8, 16),
+        block_out_channels=(4, 8),
         layers_per_block=1,
-        norm_num_groups=4,
+        norm_num_groups=2,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
@@ -110,8 +110,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(studio: Path) -> list[str]:
     """The options that name prior and reward, and a short chain."""
     reward = f"{studio / 'reward.py'}:log_reward"
-    names = ["--prior", f"{studio / 'prior'}", "--reward", reward]
-    return [*names, "--log-bound", "0", "--steps", "5"]
+    prior = f"{studio / 'prior'}"
+    return ["--prior", prior, "--reward", reward, "--log-bound", "0", "--steps", "5"]
 
 
 class Trained(NamedTuple):

@@ -18,7 +18,7 @@ COVARIANCE = torch.tensor([[1.3, 0.4], [0.4, 0.5]], dtype=torch.float64)
 
 def posterior_mean(log_prior, x_t: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
     """E[x_0 | x_t] on a grid of x_0 in the plane."""
-    axis = torch.linspace(-6, 6, 601, dtype=torch.float64)
+    axis = torch.linspace(-9, 9, 361, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     distance = (x_t[:, None] - alpha * grid).square().sum(2)
     share = torch.softmax(log_prior(grid) - distance / (2 * sigma**2), 1)

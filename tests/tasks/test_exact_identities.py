@@ -8,11 +8,13 @@ import torch
 
 from difftilt.chains import Chain, InitialTilt, Path, log_ratio, rollout
 from difftilt.kernels import VectorKernel
+from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise
 from difftilt.tasks.exact.grid25 import CUTS, SCALE, cell25, gmm9of25, line25, prior25
+from difftilt.transitions import MixtureTilt
 
 STANDARD_ERRORS = 5  # two-sided false alarm 6e-7 for each of some 1,500 statistics: 1e-3 in all
-DRAWS = 40_000
+DRAWS = 20_000
 KINDS = {
     "shift": {},
     "learned_variance": {"learned_variance": True},
@@ -23,8 +25,8 @@ KINDS = {
 def random_posterior(kind: str) -> Chain:
     """A kernel whose last layer is random: Λ has a standard deviation of about one half."""
     prior = prior25()
-    kernel = VectorKernel((2,), prior.steps, width=32, depth=2, **KINDS[kind])
-    torch.nn.init.normal_(kernel.network.last.weight, std=0.05)
+    kernel = VectorKernel((2,), prior.steps, size=Size(width=24, depth=2), **KINDS[kind])
+    torch.nn.init.normal_(kernel.network.last.weight, std=0.1)
     initial = InitialTilt((2,))
     torch.nn.init.normal_(initial.delta, std=0.1)
     torch.nn.init.normal_(initial.log_scale, std=0.05)
@@ -113,6 +115,24 @@ def test_ratio_of_a_rollout_is_that_of_its_stored_states(kind: str, widen: float
     assert path.log_ratio is not None
     assert torch.allclose(stored, path.log_ratio, atol=2e-3)
     assert torch.allclose(without_predictions, path.log_ratio, atol=2e-3)
+
+
+@pytest.mark.parametrize("widen", [1.0, 1.5])
+def test_mixture_steps_rank_uniformly_in_their_widened_law(widen: float, generator):
+    chain, _ = sampled("mixture")
+    path = rollout(chain, 4_000, GeneratorNoise(generator), widen=widen)
+    for n in range(1, chain.steps + 1):
+        x = path.states[n]
+        prediction = chain.predict(x, n)
+        eps = chain.law(prediction, x, n).standardise(path.states[n - 1])
+        with torch.no_grad():
+            tilt = chain.tilt(x, n, prediction)
+        assert isinstance(tilt, MixtureTilt)
+        z = (eps[:, None] - tilt.delta) * torch.exp(-tilt.log_scale) / widen
+        share = torch.softmax(tilt.logits, 1)[:, :, None]
+        rank = (share * torch.special.ndtr(z)).sum(1)
+        assert scores(rank, 0.5).abs().max() < STANDARD_ERRORS
+        assert scores((rank - 0.5) ** 2, 1 / 12).abs().max() < STANDARD_ERRORS
 
 
 def test_a_widened_prior_has_wider_increments(generator):

@@ -81,7 +81,7 @@ def test_truth_agrees_with_prior_rollouts(name: str, generator):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_draws_have_the_truth_s_law(name: str, generator):
-    problem, draws = problems()[name](), 3_000
+    problem, draws = problems()[name](), 2_000
     truth = problem.truth
     x = truth.sample(draws, generator)
     assert x.shape == (draws, *problem.chain.event_shape)
@@ -97,7 +97,8 @@ def test_exact_draws_have_the_truth_s_law(name: str, generator):
         assert within(wide.mean(0), truth.mean, wide.std(0) / math.sqrt(draws))
     log_r = problem.log_reward(x).double()
     if truth.kl_to_prior is not None:
-        error = log_r.std() / math.sqrt(draws)
+        # A mode of mass 5e-5 at log r = -10 adds 1e-3 that a sample without it does not show.
+        error = (log_r.std() / math.sqrt(draws)).clamp(min=2e-3)
         assert within(log_r.mean() - truth.log_z, truth.kl_to_prior, error)
 
 

@@ -119,9 +119,9 @@ class GaussianDiffusion:
         last_alpha, last_sigma = float(levels.alpha[-1]), float(levels.sigma[-1])
         self.base_std = math.hypot(last_alpha, last_sigma) if base_std is None else base_std
         self.learned_range = learned_range
-        self._floats = {
-            name: getattr(self.tables, name).tolist() for name in ReverseTables.__annotations__
-        }
+        reverse = {k: getattr(self.tables, k) for k in ReverseTables.__annotations__}
+        self._tensors = reverse | {k: getattr(levels, k) for k in ("time", "alpha", "sigma")}
+        self._floats = {name: table.tolist() for name, table in self._tensors.items()}
         self._uses_unclipped = bool(self.tables.clean.any())
         self._cast: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
 
@@ -144,8 +144,7 @@ class GaussianDiffusion:
     def level(self, n: int | Tensor, like: Tensor) -> Level:
         """Level ``n`` (an int, or one per sample (B,)) in the dtype of ``like``."""
         if isinstance(n, int):
-            levels = self.levels
-            return Level(float(levels.time[n]), float(levels.alpha[n]), float(levels.sigma[n]))
+            return Level(*(self._floats[k][n] for k in ("time", "alpha", "sigma")))
         tables = self._tables(like)
         return Level(tables["time"][n], *(rows_of(tables[k], n, like) for k in ("alpha", "sigma")))
 
@@ -159,7 +158,6 @@ class GaussianDiffusion:
             x: the state x_n.
             n: the step, one int or one per sample (B,).
         """
-        std: Tensor | float
         fraction = None
         if self.learned_range is not None:
             prediction, fraction = prediction.split(x.shape[1], dim=1)
@@ -223,8 +221,7 @@ class GaussianDiffusion:
     def _tables(self, like: Tensor) -> dict[str, Tensor]:
         key = (like.dtype, like.device)
         if key not in self._cast:
-            tables = {k: getattr(self.tables, k) for k in ReverseTables.__annotations__}
-            tables |= {k: getattr(self.levels, k) for k in ("time", "alpha", "sigma")}
+            tables = dict(self._tensors)
             if self.learned_range is not None:
                 tables |= dict(zip(("log_low", "log_high"), self.learned_range, strict=True))
             self._cast[key] = {k: v.to(dtype=key[0], device=key[1]) for k, v in tables.items()}

@@ -74,10 +74,14 @@ class StepMLP(nn.Module):
         if len(self.bands):
             angles = (clean[:, :, None] * self.bands).flatten(1)
             features += [angles.sin(), angles.cos()]
-        h = self.first(torch.cat(features, 1)) + self.step.weight[n]
+        h = self.first(torch.cat(features, 1)) + self._embedding(n)
         for layer in self.hidden:
             h = layer(nn.functional.silu(h))
         h = nn.functional.silu(h)
         if self.mask is None:
             return self.last(h)
-        return nn.functional.linear(h, self.last.weight * self.mask, self.last.bias)
+        # The batch last in memory, as the mixture's sums over few numbers of each sample want it.
+        return torch.addmm(self.last.bias[:, None], self.last.weight * self.mask, h.T).T
+
+    def _embedding(self, n: int | Int[Tensor, " B"]) -> Tensor:
+        return self.step.weight[n] if isinstance(n, int) else self.step(n)

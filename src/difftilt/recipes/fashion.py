@@ -42,15 +42,17 @@ Garment = Literal[
 
 def _training() -> Training:
     return Training(
-        steps=240,
+        steps=300,
         batch=16,
         warm_start=0.8,
-        chunk=64,
+        warm_start_loss="denoising",
+        anchor=0.008,
+        chunk=128,
         subset=8,
-        objective=RTB(residual_clip=20.0),
-        optimisation=Optimisation(learning_rate=3e-4, decay_from=0.4, ema=0.98),
+        objective=RTB(residual_clip=10.0),
+        optimisation=Optimisation(learning_rate=1e-3, balance_scale=0.3, decay_from=0.5, ema=0.98),
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
-        replaying=Replaying(pool_capacity=1024, pool_fresh=0, pool_effective=0.02),
+        replaying=Replaying(pool_capacity=1536, pool_fresh=0, pool_effective=0.01),
     )
 
 

@@ -57,6 +57,7 @@ class Situation:
         generator: of all that is drawn.
         buffer: ends found before.
         chunk: states per network call where paths are re-visited.
+        ratio: whether Λ of new paths is wanted; a gradient in one chunk finds it by itself.
     """
 
     chain: Chain
@@ -65,6 +66,7 @@ class Situation:
     generator: torch.Generator
     buffer: ReplayBuffer
     chunk: int | None = None
+    ratio: bool = True
 
     @property
     def noise(self) -> GeneratorNoise:
@@ -109,7 +111,8 @@ class OnPolicy(Behaviour):
     widen: float = 1.0
 
     def draw(self, situation: Situation, count: int) -> Scored:
-        return situation.score(rollout(situation.chain, count, situation.noise, self.widen))
+        chain, noise = situation.chain, situation.noise
+        return situation.score(rollout(chain, count, noise, self.widen, ratio=situation.ratio))
 
 
 @dataclass
@@ -117,8 +120,8 @@ class PriorPaths(Behaviour):
     """The prior's own paths."""
 
     def draw(self, situation: Situation, count: int) -> Scored:
-        path = rollout(situation.chain.prior, count, situation.noise)
-        return situation.score(Path(path.states, path.predictions, None, path.condition))
+        prior = situation.chain.prior
+        return situation.score(rollout(prior, count, situation.noise, ratio=False))
 
 
 class Pooled(Behaviour):

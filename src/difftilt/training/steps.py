@@ -55,16 +55,16 @@ def training_step(state: TrainingState) -> Metrics:
     """
     beta = state.present_beta
     parts = _draw(state, beta)
-    path = Path.joined([scored.path for scored in parts.values()])
+    paths = [scored.path for scored in parts.values()]
     log_r = torch.cat([scored.log_r for scored in parts.values()])
     phase = "warm start" if state.warming else "balance"
     if state.warming and state.plan.warm_start_loss == "denoising":
         for optimiser in state.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        losses, ratios = denoising_gradient(state, path), torch.zeros(path.batch)
+        losses, ratios = denoising_gradient(state, Path.joined(paths)), torch.zeros(len(log_r))
         _check(state, losses, log_r)
     else:
-        losses, ratios = _fitting_gradient(state, path, log_r, beta)
+        losses, ratios = _fitting_gradient(state, paths, log_r, beta)
     norm = _move(state)
     _remember(state, parts, ratios, beta)
     own = slice(0, parts["on_policy"].path.batch) if "on_policy" in parts else slice(0, 0)
@@ -73,14 +73,20 @@ def training_step(state: TrainingState) -> Metrics:
     return Metrics(state.step, phase, loss, log_z, ess, mean_log_r, beta, norm)
 
 
-def _situation(state: TrainingState, beta: float, count: int) -> Situation:
+def _one_chunk(state: TrainingState, batch: int) -> bool:
+    """Whether the gradient sees all steps of all paths at once, and so finds Λ on its way."""
+    plan = state.plan
+    return plan.subset is None and len(state.chain.density_steps) * batch <= plan.chunk
+
+
+def _situation(state: TrainingState, beta: float, count: int, ratio: bool) -> Situation:
     chain = state.chain
     if state.conditions is not None:
         groups = max(1, math.ceil(count / state.plan.paths_per_condition))
         drawn = state.conditions(groups, state.generator)
         chain = chain.given(drawn.repeat_interleave(state.plan.paths_per_condition, 0)[:count])
     chunk = state.plan.chunk
-    return Situation(chain, state.log_reward, beta, state.generator, state.buffer, chunk)
+    return Situation(chain, state.log_reward, beta, state.generator, state.buffer, chunk, ratio)
 
 
 def _draw(state: TrainingState, beta: float) -> dict[str, Scored]:
@@ -97,8 +103,10 @@ def _draw(state: TrainingState, beta: float) -> dict[str, Scored]:
         )
     total = sum(weights.values())
     counts = {n: max(1, round(state.plan.batch * w / total)) for n, w in weights.items()}
+    ratio = not _one_chunk(state, sum(counts.values()))
     return {
-        n: state.behaviours[n][0].draw(_situation(state, beta, c), c) for n, c in counts.items()
+        n: state.behaviours[n][0].draw(_situation(state, beta, c, ratio), c)
+        for n, c in counts.items()
     }
 
 
@@ -138,17 +146,17 @@ def _groups(path: Path, finite: Tensor) -> Tensor | None:
 
 
 def _fitting_gradient(
-    state: TrainingState, path: Path, log_r: Tensor, beta: float
+    state: TrainingState, paths: list[Path], log_r: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
     """The gradient; its chunk is halved until it fits into memory, the random numbers kept."""
-    rows = len(state.chain.density_steps) * path.batch
+    rows = len(state.chain.density_steps) * len(log_r)
     while True:
         for optimiser in state.optimisers:
             optimiser.zero_grad(set_to_none=True)
         drawn = state.generator.get_state()
         chunk = min(state.plan.chunk, rows)
         try:
-            return _gradient(state, path, log_r, beta)
+            return _gradient(state, paths, log_r, beta)
         except (RuntimeError, MemoryError) as error:
             if chunk == 1 or not _out_of_memory(error):
                 raise
@@ -168,33 +176,35 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _gradient(
-    state: TrainingState, path: Path, log_r: Tensor, beta: float
+    state: TrainingState, paths: list[Path], log_r: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
     """Accumulate the gradient of the mean loss; returns losses and Λ, detached."""
-    chain, plan = state.chain, state.plan
-    rows = len(chain.density_steps) * path.batch
-    if plan.subset is None and rows <= plan.chunk:
+    chain, plan, path = state.chain, state.plan, Path.joined(paths)
+    if _one_chunk(state, path.batch):
         ratios = log_ratio(chain, path)
         losses = _losses(state, ratios, path, log_r, beta)
         _check(state, losses, log_r)
         losses.mean().backward()
         return losses.detach(), ratios.detach()
-    if path.log_ratio is not None and not state.warming:
-        ratios = path.log_ratio.clone()
-    elif state.warming:
-        # The warm start's gradient does not depend on the value of Λ, which stays unknown.
-        ratios = log_r.new_zeros(path.batch)
-    else:
-        with torch.no_grad():
-            ratios = log_ratio(chain, path, plan.chunk)
-    leaf = ratios.requires_grad_()
+    leaf = _ratios(state, paths).requires_grad_()
     losses = _losses(state, leaf, path, log_r, beta)
     _check(state, losses, log_r)
     losses.mean().backward()
     assert leaf.grad is not None
     backward(chain, path, leaf.grad, plan.chunk, plan.subset, state.generator)
     unknown = math.nan if state.warming else 0.0
-    return losses.detach() + unknown, ratios.detach() + unknown
+    return losses.detach() + unknown, leaf.detach() + unknown
+
+
+@torch.no_grad()
+def _ratios(state: TrainingState, paths: list[Path]) -> Tensor:
+    """Λ of every path, asking the network about those alone that were drawn without it."""
+    if state.warming:
+        # The warm start's gradient does not depend on the value of Λ, which stays unknown.
+        return torch.cat([path.states.new_zeros(path.batch) for path in paths])
+    chain, chunk = state.chain, state.plan.chunk
+    known = [log_ratio(chain, p, chunk) if p.log_ratio is None else p.log_ratio for p in paths]
+    return torch.cat(known)
 
 
 def _check(state: TrainingState, losses: Tensor, log_r: Tensor) -> None:

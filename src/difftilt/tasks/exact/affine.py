@@ -9,7 +9,7 @@ the optimal kernels and the floors of restricted families are closed forms for a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,16 +145,24 @@ class TiltedAffineChain:
 
     def posterior(self) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
         """Mean and covariance of x_0 under π, by the forward recursion of the Doob kernels."""
-        mean = self.prior.base_std * self.initial.shift
-        covariance = self.prior.base_std**2 * self.initial.covariance
+        mean = torch.zeros(self.prior.dimension, dtype=torch.float64)
+        covariance = torch.zeros(self.prior.dimension, self.prior.dimension, dtype=torch.float64)
+        for weight, offset, spread in self._laws():
+            mean = weight @ mean + offset
+            covariance = weight @ covariance @ weight.T + spread
+        return mean, covariance
+
+    def _laws(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Weight, offset and covariance of the tilted law of each state given the one above."""
+        nothing = torch.zeros_like(self.initial.covariance)
+        std = self.prior.base_std
+        yield nothing, std * self.initial.shift, std**2 * self.initial.covariance
         identity = torch.eye(self.prior.dimension, dtype=torch.float64)
         for n in range(self.prior.steps, 0, -1):
             tilt, std = self.tilts[n - 1], self.prior.stds[n]
             response = identity + std * tilt.gain
-            weight = response @ self.prior.weights[n]
-            mean = weight @ mean + response @ self.prior.offsets[n] + std * tilt.shift
-            covariance = weight @ covariance @ weight.T + std**2 * tilt.covariance
-        return mean, covariance
+            offset = response @ self.prior.offsets[n] + std * tilt.shift
+            yield response @ self.prior.weights[n], offset, std**2 * tilt.covariance
 
     def floors(self) -> dict[str, float]:
         """Least path-KL ``KL(π ‖ q)`` of the Gaussian kernel families, see ``Truth.floors``."""
@@ -169,21 +177,13 @@ class TiltedAffineChain:
         self, n: int, generator: torch.Generator | None = None, record: bool = True
     ) -> Path:
         """Exact draws of π, in float32 (a ``PathSampler``)."""
-        zero = torch.zeros(n, self.prior.dimension, dtype=torch.float64)
-        states = [self._step(zero, self.prior.base_std, self.initial, generator)]
-        for k in range(self.prior.steps, 0, -1):
-            mean = states[-1] @ self.prior.weights[k].T + self.prior.offsets[k]
-            states.append(self._step(mean, self.prior.stds[k], self.tilts[k - 1], generator))
-            states = states if record else states[-1:]
-        return Path(torch.stack(states[::-1]).float())
-
-    @staticmethod
-    def _step(
-        mean: Tensor, std: float, tilt: AffineTilt, generator: torch.Generator | None
-    ) -> Tensor:
-        normal = torch.randn(mean.shape, dtype=mean.dtype, generator=generator)
-        eps = normal @ torch.linalg.cholesky(tilt.covariance).T
-        return mean + std * (eps + mean @ tilt.gain.T + tilt.shift)
+        x, states = torch.zeros(n, self.prior.dimension), []
+        for weight, offset, spread in self._laws():
+            root = torch.linalg.cholesky(spread).float()
+            x = torch.addmm(offset.float(), x, weight.float().T)
+            x = x.addmm_(torch.randn(x.shape, generator=generator), root.T)
+            states = [*states, x] if record else [x]
+        return Path(torch.stack(states[::-1]))
 
 
 class OptimalKernel(Kernel):
@@ -206,8 +206,11 @@ class OptimalKernel(Kernel):
     def forward(
         self, x: Float[Tensor, "B d"], n: int | Tensor, prediction: Tensor, condition: Tensor | None
     ) -> GaussianTilt:
-        rows = torch.as_tensor(n) - 1
         mean = self.diffusion.reverse(prediction, x, n).mean
-        gain, shift, scale = (v[rows] for v in (self.gains, self.shifts, self.log_scales))
-        delta = (gain.to(x.dtype) @ mean[..., None])[..., 0] + shift.to(x.dtype)
-        return GaussianTilt(delta, scale.to(x.dtype).expand_as(delta))
+        levels = torch.as_tensor(n).expand(len(x))
+        delta = torch.empty_like(mean)
+        for level in levels.unique().tolist():
+            rows = levels == level
+            gain, shift = self.gains[level - 1].to(x.dtype), self.shifts[level - 1].to(x.dtype)
+            delta[rows] = mean[rows] @ gain.T + shift
+        return GaussianTilt(delta, self.log_scales[levels - 1].to(x.dtype))

@@ -89,7 +89,7 @@ def log_reward_9of25(x_0: Float[Tensor, "B 2"]) -> Float[Tensor, " B"]:
     return torch.logsumexp(terms, 0)
 
 
-def log_reward_corner(x_0: Float[Tensor, "B 2"]) -> Float[Tensor, " B"]:
+def log_reward_corner(x_0: Float[Tensor, "B d"]) -> Float[Tensor, " B"]:
     """``-4 Σ_i relu(11 - x_i)`` in data units; at most 0."""
     return -4 * torch.relu(11 - SCALE * x_0).sum(1)
 

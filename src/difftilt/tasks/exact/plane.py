@@ -89,8 +89,8 @@ def _axis(spacing: float, reach: float) -> Float[Tensor, " G"]:
 
 
 def _points(axis: Float[Tensor, " G"], mass: Float[Tensor, "G G"]) -> tuple[Points, Mass]:
-    """The grid points that hold mass, and their mass; what is dropped sums to less than 1e-6."""
-    keep = mass.abs() > 1e-12
+    """The grid points that hold mass, and their mass; what is dropped sums to less than 1e-5."""
+    keep = mass.abs() > 1e-11
     row, column = keep.nonzero(as_tuple=True)
     weight = mass[keep]
     return torch.stack([axis[row], axis[column]], 1), weight / weight.sum()

@@ -49,6 +49,12 @@ def wells_denoiser(dtype: torch.dtype) -> ProductMixtureDenoiser:
     return ProductMixtureDenoiser(means, weights, (WELL_STD / SCALE) ** 2).to(dtype)
 
 
+def _strengths(power: float = 1.0) -> tuple[Tensor, Tensor]:
+    """J and B, times ``power``, in float64."""
+    first, second = torch.tensor([power * COUPLING, power * FIELD], dtype=torch.float64)
+    return first, second
+
+
 def _transfer(coupling: Tensor, field: Tensor) -> Float[Tensor, "2 2"]:
     """``exp(J s s' + B s')``, rows s, columns s'."""
     return torch.exp(coupling * torch.outer(SIGNS, SIGNS) + field * SIGNS)
@@ -65,22 +71,20 @@ def log_partition(d: int, coupling: Tensor, field: Tensor) -> Tensor:
 
 def spin_averages(d: int) -> tuple[float, float]:
     """``E Σ s_i s_{i+1}`` and ``E Σ s_i``: the partition's derivatives by J and B."""
-    coupling, field = (
-        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (COUPLING, FIELD)
-    )
+    coupling, field = (v.requires_grad_() for v in _strengths())
     pair, single = torch.autograd.grad(log_partition(d, coupling, field), (coupling, field))
     return float(pair), float(single)
 
 
 def log_evidence(d: int, power: float = 1.0) -> float:
     """``log E_p[r^power]``."""
-    ising = log_partition(d, *(torch.tensor(power * v).double() for v in (COUPLING, FIELD)))
+    ising = log_partition(d, *_strengths(power))
     return float(ising) - d * math.log(2) - power * ((d - 1) * COUPLING + d * FIELD)
 
 
 def plus_law(d: int) -> Float[Tensor, " counts"]:
     """Law of the number of positive spins, 0 ... d, by dynamic programming."""
-    transfer = _transfer(*(torch.tensor(v).double() for v in (COUPLING, FIELD)))
+    transfer = _transfer(*_strengths())
     table = torch.zeros(2, d + 1, dtype=torch.float64)
     table[0, 0], table[1, 1] = math.exp(-FIELD), math.exp(FIELD)
     for _ in range(d - 1):
@@ -96,7 +100,7 @@ def plus_count(x_0: Float[Tensor, "B d"]) -> Int[Tensor, " B"]:
 
 def draw_signs(d: int, n: int, generator: torch.Generator | None) -> Float[Tensor, "n d"]:
     """Exact draws of the Ising chain's spins: backward messages, then forward draws."""
-    transfer = _transfer(*(torch.tensor(v).double() for v in (COUPLING, FIELD)))
+    transfer = _transfer(*_strengths())
     messages = [torch.ones(2, dtype=torch.float64)]
     for _ in range(d - 1):
         message = transfer @ messages[-1]

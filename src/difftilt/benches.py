@@ -11,6 +11,7 @@ import tyro
 
 from difftilt.errors import InputError
 from difftilt.recipes.exact import bench_rows
+from difftilt.report.tables import Column
 from difftilt.tasks.exact import problems
 
 HEADLINE = ("gmm9of25", "ring8_alpha10", "rare_corner", "wells_d8", "linear_gaussian_d10")
@@ -60,33 +61,33 @@ class Table:
     Arguments:
         rows: makes its rows; its parameters are the command's options.
         summary: one line.
-        columns: what the terminal shows of a row: key, title and digits; JSON has all of it.
+        columns: what the terminal shows of a row; JSON has all of it.
         legend: what the short titles mean, and in which units.
     """
 
     rows: Callable[..., list[dict[str, Any]]]
     summary: str
-    columns: list[tuple[str, str, int]]
+    columns: list[Column]
     legend: str
 
 
 EXACT_COLUMNS = [
-    ("problem", "problem", 3),
-    ("method", "method", 3),
-    ("seed", "seed", 3),
-    ("log_z_error", "log Z err", 2),
-    ("elbo_gap", "ELBO gap", 2),
-    ("eubo_gap", "EUBO gap", 2),
-    ("ess", "ESS", 3),
-    ("k_hat", "k-hat", 2),
-    ("mode_tv_raw", "TV raw", 2),
-    ("mode_tv_corrected", "TV corr", 2),
-    ("energy_distance", "energy", 2),
-    ("energy_p", "p", 2),
-    ("c2st", "C2ST", 3),
-    ("network_calls", "net calls", 3),
-    ("reward_calls", "r calls", 3),
-    ("seconds", "s", 2),
+    Column("problem"),
+    Column("method"),
+    Column("seed"),
+    Column("log_z_error", "log Z err", 2),
+    Column("elbo_gap", "ELBO gap", 2),
+    Column("eubo_gap", "EUBO gap", 2),
+    Column("ess", "ESS"),
+    Column("k_hat", "k-hat", 2),
+    Column("mode_tv_raw", "TV raw", 2),
+    Column("mode_tv_corrected", "TV corr", 2),
+    Column("energy_distance", "energy", 2),
+    Column("energy_p", "p", 2),
+    Column("c2st", "C2ST"),
+    Column("network_calls", "net calls"),
+    Column("reward_calls", "r calls"),
+    Column("seconds", "s", 2),
 ]
 EXACT_LEGEND = """\
 log Z err, gaps: nats; ESS: share of the draws; TV: of mode weights, raw and importance-weighted;

@@ -1,0 +1,212 @@
+"""Wall time of a training step beside the bare network calls that its algorithm needs.
+
+One update on B paths of N steps, B_own of them drawn anew, cannot do with less than
+
+    N prior calls and N posterior calls on B_own states without a graph        (the new paths)
+    forward and backward of the posterior on N B states, in the plan's chunks  (the gradient)
+    one step of the optimiser.
+
+"Bare" is exactly this on stored inputs of the same shapes: ``network.forward``, autograd and
+``Adam.step``, nothing else. No sampling, densities, rewards, losses, gradient clipping or moving
+average. Steps and bare calls alternate in one process, so that a busy machine slows both.
+
+| case | prior | posterior |
+|---|---|---|
+| mlp | the 25 modes in closed form, N = 20, B = 512 | ``VectorKernel`` K = 4, width 96 |
+| unet | a small UNet2DModel, 16 × 16, N = 10, B = 8 | a full copy of it |
+
+With ``pool`` half of the paths come from a full pool to which nothing is added (``pool_fresh=0``):
+no network is called for them before the gradient.
+
+    python benchmarks/overhead.py --repeats 60 --json-file overhead.json
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
+from difftilt.training.state import TrainingState
+from difftilt.training.steps import training_step
+
+BAR = 1.15
+PATHS = {
+    "on-policy": BehaviourWeights(on_policy=1.0, pool=0.0),
+    "on-policy + pool": BehaviourWeights(on_policy=0.5, pool=0.5),
+}
+
+
+@dataclass(frozen=True)
+class Bare:
+    """The networks of a case, as functions of states alone.
+
+    Arguments:
+        prior: ``(x_n, n)`` -> the prior network's output.
+        posterior: ``(x_n, prior's prediction, n)`` -> the posterior network's output; n an int, or
+            one per state.
+    """
+
+    prior: Callable[[Tensor, int], Tensor]
+    posterior: Callable[[Tensor, Tensor, Any], Tensor]
+
+
+def plan_of(paths: str, batch: int, chunk: int) -> Training:
+    """The plan of a case: balance from the first update, Adam alone."""
+    return Training(
+        batch=batch,
+        chunk=chunk,
+        warm_start=0.0,
+        objective=RTB(log_z="batch", residual_clip=4.0),
+        optimisation=Optimisation(),
+        behaviour=PATHS[paths],
+        replaying=Replaying(pool_capacity=8 * batch, pool_fresh=0),
+    )
+
+
+def mlp(paths: str) -> tuple[TrainingState, Bare]:
+    """The 25-mode problem with the small perceptron that is recommended for it."""
+    from difftilt.posteriors import Perceptron, Prior
+    from difftilt.tasks.exact.grid25 import gmm9of25
+
+    problem = gmm9of25()
+    target = Prior(problem.chain).tilt(problem.log_reward)
+    posterior = target.posterior(Perceptron(components=4, width=96))
+    state = target.state(posterior, plan_of(paths, batch=512, chunk=32_768))
+    chain, kernel = state.chain, state.chain.kernel
+    assert isinstance(kernel, VectorKernel)
+    levels = [chain.diffusion.level(n, chain.like) for n in range(chain.steps + 1)]
+    return state, Bare(lambda x, n: chain.denoiser(x, levels[n]), kernel.network)
+
+
+def unet(paths: str) -> tuple[TrainingState, Bare]:
+    """A small UNet2DModel with random weights, and a full copy of it as the posterior."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    from difftilt.posteriors import FullCopy, load
+
+    network = UNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    prior = load(DDPMPipeline(network, DDPMScheduler()), steps=10)  # type: ignore[arg-type]
+    target = prior.tilt(lambda x: -x.square().mean((1, 2, 3)))
+    state = target.state(target.posterior(FullCopy()), plan_of(paths, batch=8, chunk=32))
+    kernel: Any = state.chain.kernel
+    assert isinstance(kernel, DenoiserKernel)
+    own: Any = kernel.denoiser
+    times = state.chain.diffusion.levels.time.float()
+
+    def call(net: nn.Module, x: Tensor, n: Any) -> Tensor:
+        return net(x, times[n].expand(len(x))).sample
+
+    return state, Bare(
+        lambda x, n: call(network, x, n), lambda x, prediction, n: call(own.network, x, n)
+    )
+
+
+CASES = {"mlp": mlp, "unet": unet}
+
+
+def bare_update(state: TrainingState, bare: Bare) -> Callable[[], None]:
+    """The bare calls of one update of a training's plan, on random inputs."""
+    chain, plan = state.chain, state.plan
+    shares = plan.behaviour
+    own = round(plan.batch * shares.on_policy / (shares.on_policy + shares.pool))
+    steps = torch.tensor(chain.density_steps).repeat_interleave(plan.batch)
+    x, prediction = torch.randn(2, len(steps), *chain.event_shape).unbind()
+    # Training's own optimiser without the learned log Z, which this objective does not use.
+    optimiser = torch.optim.Adam(state.parameters, lr=0.0)
+    ones: dict[int, Tensor] = {}
+
+    def gradient(rows: slice) -> None:
+        output = bare.posterior(x[rows], prediction[rows], steps[rows])
+        seed = ones.setdefault(len(output), torch.ones_like(output))
+        output.backward(seed)
+
+    def update() -> None:
+        with torch.no_grad():
+            for n in range(chain.steps, 0, -1):
+                bare.posterior(x[:own], bare.prior(x[:own], n), n)
+        optimiser.zero_grad(set_to_none=True)
+        for start in range(0, len(steps), plan.chunk):
+            gradient(slice(start, start + plan.chunk))
+        optimiser.step()
+
+    return update
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU milliseconds of one call."""
+    wall, processor = time.perf_counter(), time.process_time()
+    function()
+    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - processor)
+
+
+def compare(case: str, paths: str, repeats: int) -> dict[str, Any]:
+    """One row: medians of alternating steps and bare updates."""
+    torch.manual_seed(0)
+    state, bare = CASES[case](paths)
+    update = bare_update(state, bare)
+    # Fills the pool, and lets every allocation happen once.
+    for _ in range(10):
+        training_step(state)
+        update()
+    pairs = [(timed(lambda: training_step(state)), timed(update)) for _ in range(repeats)]
+    columns = ("step_ms", "step_cpu_ms", "bare_ms", "bare_cpu_ms")
+    values = zip(*((*step, *calls) for step, calls in pairs), strict=True)
+    row = {k: statistics.median(v) for k, v in zip(columns, values, strict=True)}
+    return {
+        "case": case,
+        "paths": paths,
+        **{k: round(v, 2) for k, v in row.items()},
+        "ratio": round(row["step_ms"] / row["bare_ms"], 3),
+        "cpu_ratio": round(row["step_cpu_ms"] / row["bare_cpu_ms"], 3),
+    }
+
+
+def main(
+    cases: tuple[str, ...] = ("mlp", "unet"),
+    paths: tuple[str, ...] = tuple(PATHS),
+    repeats: int = 40,
+    threads: int = 1,
+    json_file: Path | None = None,
+) -> None:
+    """Training steps beside bare network calls.
+
+    Args:
+        cases: "mlp", "unet".
+        paths: "on-policy", "on-policy + pool".
+        repeats: alternations; medians are shown.
+        threads: of torch.
+        json_file: write the rows there.
+    """
+    torch.set_num_threads(threads)
+    rows = [compare(case, kind, repeats) for case in cases for kind in paths]
+    print(f"{'case':<5} {'paths':<17} {'step ms':>8} {'bare ms':>8} {'ratio':>6} {'CPU ratio':>9}")
+    for r in rows:
+        times = f"{r['step_ms']:>8.1f} {r['bare_ms']:>8.1f} {r['ratio']:>6.3f}"
+        print(f"{r['case']:<5} {r['paths']:<17} {times} {r['cpu_ratio']:>9.3f}")
+    print(f"bar: ratio <= {BAR}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
