@@ -5,6 +5,7 @@ sentence on stderr and exit code 2.
 """
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command line; exits with 0, 2 (bad input) or 130 (interrupted)."""
     from difftilt.errors import DifftiltError
 
+    _show_what_can_be_shown()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -73,6 +75,13 @@ def _command(name: str) -> Callable[[list[str], list[str]], None]:
     from difftilt import commands
 
     return getattr(commands, name if name != "list" else "list_all")
+
+
+def _show_what_can_be_shown() -> None:
+    """A terminal without β shows a question mark instead of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager

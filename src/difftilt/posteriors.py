@@ -80,15 +80,20 @@ class Prior:
         Arguments:
             log_reward: ``x_0 (B, *event) -> log r (B,)`` in nats, or ``(x_0, condition) -> log r``.
             beta: β > 0.
-            log_bound: an upper bound of log r if there is one; default the reward's own ``bound``.
+            log_bound: an upper bound of log r if there is one, checked on every call; default the
+                reward's own ``bound``.
 
         Raises:
             InputError: β is not a positive finite number.
         """
         if not 0 < beta < math.inf:
             raise InputError(f"beta must be a positive finite number, got {beta}")
-        bound = reward_bound(log_reward) if log_bound is None else log_bound
-        return Target(self, as_reward(log_reward), beta, bound)
+        if log_bound is None:
+            return Target(self, as_reward(log_reward), beta, reward_bound(log_reward))
+        name = log_reward.name if isinstance(log_reward, CheckedReward) else None
+        # A wrong bound is found on the first batch, not by the certificate of a finished training.
+        checked = CheckedReward(log_reward, name=name, bound=log_bound)
+        return Target(self, checked, beta, log_bound)
 
     def decoded(self, x: Tensor) -> Tensor:
         """What the reward sees of the chain's ``x_0``."""

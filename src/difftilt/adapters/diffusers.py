@@ -66,22 +66,10 @@ def chain_from_pipeline(
     unet.eval().requires_grad_(False)
     if device is not None:
         unet.to(device)
-    _align(unet)
     like = torch.zeros((), device=next(unet.parameters()).device)
     shape = _event_shape(unet.config)
     chain = Chain(found.denoiser(unet, call_unet), found.diffusion, shape, like=like)
     return PipelineChain(chain, unet, copy.deepcopy(scheduler), fingerprint(unet))
-
-
-def _align(network: nn.Module) -> None:
-    """Move weights that lie askew in a mapped file to where torch would have put them.
-
-    On a CPU the last bits of a product depend on the alignment, and a copy of this network must
-    predict what it predicts, to the bit.
-    """
-    for parameter in network.parameters():
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
 
 
 def call_unet(network: nn.Module, x: Tensor, time: Tensor) -> Tensor:

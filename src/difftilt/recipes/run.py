@@ -208,7 +208,7 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
         return {"check": check, "result": "ok" if passed else "FAIL", "remark": remark}
 
     return [
-        row("ratio to the prior is 1", not bool(path.log_ratio.any()), "log q/p = 0 on 8 paths"),
+        row("ratio to the prior is 1", *_no_ratio(path.log_ratio, "its own")),
         row("posterior starts at the prior", *_starts_at_prior(chain, path.x_0)),
         row("same seed, same samples", torch.equal(path.x_0, again.x_0), "two draws of 8"),
         row(
@@ -232,14 +232,19 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
     ]
 
 
+def _no_ratio(ratio: Tensor, whose: str) -> tuple[bool, str]:
+    """A trainable copy may round differently from a frozen network, by some 1e-5 nats."""
+    largest = float(ratio.abs().max())
+    return largest < 1e-3, f"|log q/p| <= {largest:.1g} on 8 of {whose} paths"
+
+
 def _starts_at_prior(chain: Chain, x_0: Tensor) -> tuple[bool, str]:
     plain = rollout(chain.prior, 8, StreamNoise(0, range(8)))
     if torch.equal(x_0, plain.x_0):
         return True, "same samples for the same noise"
     # A mixture spends noise on the choice of a component: it is the law that must be the prior's.
     with torch.no_grad():
-        apart = bool(log_ratio(chain, plain).any())
-    return not apart, "log q/p of 8 prior paths is " + ("not 0" if apart else "0")
+        return _no_ratio(log_ratio(chain, plain), "the prior's")
 
 
 def certificate_text(folder: Path) -> str:

@@ -1,0 +1,195 @@
+"""Bad input ends in one sentence on stderr and exit code 2, and leaves no run behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import difftilt
+
+REWARDS = {
+    "float": "return float(x_0.mean())",
+    "raises": "raise KeyError('no such class')",
+    "nan": "return x_0.flatten(1).mean(1) * float('nan')",
+    "shape": "return x_0.flatten(2).mean(2).expand(-1, 3)",
+    "infinite": "return x_0.flatten(1).mean(1) + float('inf')",
+    "above": "return 1 + x_0.flatten(1).mean(1) * 0",
+}
+
+
+@pytest.fixture
+def train(pair, tmp_path, refused):
+    """Runs ``train custom`` with changed options; returns the refusal and checks the folder."""
+
+    def run(*changes: object) -> str:
+        folder = tmp_path / "refused"
+        sentence = refused("train", "custom", *pair, "--out", folder, *changes)
+        assert not folder.exists()
+        return sentence
+
+    return run
+
+
+@pytest.fixture
+def scheduler(studio, tmp_path):
+    """A copy of the prior with a scheduler of another class or other settings."""
+
+    def changed(name: str, **settings) -> Path:
+        folder = Path(shutil.copytree(studio / "prior", tmp_path / "prior"))
+        index = json.loads((folder / "model_index.json").read_text())
+        index["scheduler"][1] = name
+        (folder / "model_index.json").write_text(json.dumps(index))
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "_class_name": name, **settings})
+        )
+        return folder
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--beta 0", "beta must be a positive finite number, got 0"),
+        ("--beta -1", "beta must be a positive finite number, got -1"),
+        ("--beta nan", "beta must be a positive finite number, got nan"),
+        ("--training.batch 1", "needs at least 2 paths in a batch, got batch=1"),
+        ("--eta 0", "no stochastic step"),
+        ("--steps 0", "at least 1 step"),
+        ("--prior /nowhere/prior", "no pipeline folder at /nowhere/prior"),
+        ("--reward /nowhere/reward.py:log_reward", "/nowhere/reward.py"),
+        ("--reward reward", "reward"),
+    ],
+)
+def test_options_out_of_range(options, complaint, train):
+    assert complaint in train(*options.split())
+
+
+def test_a_prior_or_reward_left_out(refused):
+    assert "needs --prior" in refused("train", "custom")
+
+
+def test_a_scheduler_that_is_not_known(train, scheduler):
+    sentence = train("--prior", scheduler("DPMSolverMultistepScheduler"))
+    assert "unsupported scheduler DPMSolverMultistepScheduler; use one of DDPMScheduler" in sentence
+
+
+def test_a_reward_that_is_not_there(train, studio):
+    assert "no_such" in train("--reward", f"{studio / 'reward.py'}:no_such")
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("float", "float"),
+        ("raises", "KeyError"),
+        ("nan", "NaN"),
+        ("shape", "(32, 3)"),
+        ("infinite", "inf"),
+        ("above", "bound"),
+    ],
+)
+def test_rewards_that_break_the_contract(kind, complaint, train, tmp_path):
+    file = tmp_path / f"{kind}.py"
+    file.write_text(f"def log_reward(x_0):\n    {REWARDS[kind]}\n")
+    sentence = train("--reward", f"{file}:log_reward")
+    assert complaint in sentence
+    assert "log_reward" in sentence
+
+
+def test_a_list_of_floats_is_a_fine_reward(pair, tmp_path, difftilt_command):
+    file = tmp_path / "listed.py"
+    file.write_text("def log_reward(x_0):\n    return [-1.0 for _ in x_0]\n")
+    ended = difftilt_command("doctor", "custom", *pair, "--reward", f"{file}:log_reward")
+    assert ended.code == 0, ended.out + ended.err
+
+
+@pytest.mark.parametrize("command", ["sample", "certify", "export"])
+def test_a_folder_without_a_run(command, refused, tmp_path):
+    more = [tmp_path / "out"] if command == "export" else []
+    assert "there is no run in" in refused(command, tmp_path, *more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_resume(pair, refused, tmp_path):
+    sentence = refused("train", "custom", *pair, "--out", tmp_path / "new", "--resume")
+    assert "there is no run in" in sentence
+
+
+def test_a_folder_of_another_config(run, trained, refused):
+    sentence = refused(*trained.words, "--out", run, "--resume", "--beta", 2)
+    assert "config.beta is 1.0 there and 2.0 here" in sentence
+
+
+def cut_off(run: Path, step: int) -> None:
+    path = run / "checkpoints" / f"step-{step:08d}" / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def test_a_half_written_checkpoint_alone_is_named(run, trained, refused):
+    cut_off(run, 8)
+    sentence = refused(*trained.words, "--out", run, "--resume")
+    assert "no checkpoint" in sentence
+    assert "step-00000008/tensors.safetensors differs from its checksum" in sentence
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_half_written_checkpoint_falls_back(run, trained, difftilt_command):
+    """A checkpoint of step 8 is copied as a damaged step 9: the one before it is taken."""
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000008", checkpoints / "step-00000009")
+    cut_off(run, 9)
+    ended = difftilt_command(*trained.words, "--out", run, "--resume")
+    assert ended.code == 0, ended.err
+    assert "difftilt: warning: fell back to the checkpoint at update 8" in ended.err
+    assert "resuming after update 8" in ended.err
+
+
+def test_samples_of_a_damaged_posterior(run, refused):
+    path = run / "posterior" / "posterior.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert "posterior.safetensors differs from its checksum" in refused("sample", run)
+
+
+def test_a_full_disk(trained, child, tmp_path):
+    """No file may grow beyond 20 kB, and the checkpoint needs more."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    with child(*trained.words, "--out", tmp_path / "run", before=limit) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("difftilt: error: cannot write")
+    assert "bytes" in last
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_more_particles_than_none(run, refused):
+    assert "n must be at least 1" in refused("sample", run, "-n", 0)
+    assert "effort must be at least 1" in refused("sample", run, "--correct", "smc", "--effort", 0)
+
+
+@pytest.mark.parametrize(
+    ("form", "initial", "complaint"),
+    [
+        (difftilt.FullCopy(), True, "a learned law of x_N has no place in a diffusers pipeline"),
+        (difftilt.FullCopy(learned_variance=True), False, "variance"),
+        (difftilt.Perceptron(), False, "export"),
+    ],
+)
+def test_what_plain_diffusers_cannot_hold_is_not_exported(
+    form, initial, complaint, studio, tmp_path
+):
+    target = difftilt.load(studio / "prior", 5).tilt(lambda x_0: -x_0.flatten(1).mean(1))
+    with pytest.raises(difftilt.InputError, match=complaint):
+        target.posterior(form, initial).export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_torch_is_left_as_it_was(pair, refused):
+    """A refusal in this process does not leave gradients off."""
+    refused("train", "custom", *pair, "--beta", 0)
+    assert torch.is_grad_enabled()
