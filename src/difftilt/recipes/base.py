@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
+from difftilt.diagnostics.certificate import Certificate
 from difftilt.errors import CheckpointError
 from difftilt.posteriors import Posterior, Target
 from difftilt.sampling import Samples
@@ -36,11 +37,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples that a finished run draws: of the prior, the posterior, and corrected ones."""
+    """Samples that a finished run draws, and its certificate.
+
+    Arguments:
+        prior: of the prior, with rewards.
+        posterior: of the posterior, with rewards and weights.
+        corrected: resampled towards the exact posterior; None where the weights are too uneven.
+        certificate: of the posterior.
+    """
 
     prior: Samples
     posterior: Samples
-    corrected: Samples
+    corrected: Samples | None
+    certificate: Certificate
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,10 @@ class Recipe(ABC):
 
 
 def _mean_log_r(drawn: Drawn) -> dict[str, Any]:
-    def mean(samples: Samples) -> float | None:
-        return None if samples.log_r is None else float(samples.log_r.mean())
+    def mean(samples: Samples | None) -> float | None:
+        if samples is None or samples.log_r is None:
+            return None
+        return float(samples.log_r.mean())
 
     return {
         "name": "mean log r",

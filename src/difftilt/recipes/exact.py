@@ -17,6 +17,19 @@ from difftilt.tasks.exact.judge import judge
 from difftilt.training.loop import train
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
 
+FIGURES = {
+    "log_z_error": "error of the importance log Z, nats",
+    "elbo_gap": "log Z - ELBO, nats",
+    "eubo_gap": "EUBO - log Z, nats",
+    "ess": "effective sample size, share",
+    "k_hat": "Pareto k-hat",
+    "mode_tv_raw": "total variation of mode weights",
+    "mode_tv_corrected": "the same, with importance weights",
+    "energy_distance": "energy distance to exact samples",
+    "energy_p": "its permutation p-value",
+    "c2st": "accuracy of a two-sample classifier",
+}
+
 PERCEPTRON = FormChoice("perceptron", components=4, width=96)
 
 
@@ -59,7 +72,7 @@ class Exact(Recipe):
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         figures = judge(build(self.problem), job.posterior.chain).to_dict()
         blank = {"prior": None, "corrected": None, "truth": None, "note": ""}
-        rows = [{"name": k, "posterior": v, **blank} for k, v in figures.items()]
+        rows = [{**blank, "name": FIGURES[k], "posterior": v} for k, v in figures.items()]
         return {"title": f"Against the exact answer of {self.problem}", "rows": rows, "notes": []}
 
 

@@ -42,9 +42,9 @@ Garment = Literal[
 
 def _training() -> Training:
     return Training(
-        steps=300,
+        steps=240,
         batch=16,
-        warm_start=0.8,
+        warm_start=0.83,
         warm_start_loss="denoising",
         anchor=0.008,
         chunk=128,
@@ -52,7 +52,7 @@ def _training() -> Training:
         objective=RTB(residual_clip=10.0),
         optimisation=Optimisation(learning_rate=1e-3, balance_scale=0.3, decay_from=0.5, ema=0.98),
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
-        replaying=Replaying(pool_capacity=1536, pool_fresh=0, pool_effective=0.01),
+        replaying=Replaying(pool_capacity=1024, pool_fresh=0, pool_effective=0.01),
     )
 
 
@@ -89,46 +89,39 @@ class Fashion(Recipe):
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         members = _rejected(drawn.prior, self.beta, self.training.seed)
-        sets = {
-            "prior": drawn.prior.x_0,
-            "posterior": drawn.posterior.x_0,
-            "corrected": drawn.corrected.x_0,
-            "truth": members,
-        }
+        corrected = None if drawn.corrected is None else drawn.corrected.x_0
+        sets = {"prior": drawn.prior.x_0, "posterior": drawn.posterior.x_0}
+        sets |= {"truth": members} | ({} if corrected is None else {"corrected": corrected})
         judge = load_classifier("heldout")
         seen = {name: features(judge, x) for name, x in sets.items()}
         shares = {name: self._share(judge, x) for name, x in sets.items()}
         spread = {name: diversity(f) for name, f in seen.items()}
-        distance: dict[str, float | None] = {
-            name: frechet_distance(seen[name], seen["truth"]) for name in sets if name != "truth"
+        distance = {
+            name: frechet_distance(f, seen["truth"]) for name, f in seen.items() if name != "truth"
         }
-        log_z = _log_z(drawn.prior, self.beta)
-        return {
-            "title": f"Garment: {self.garment}",
-            "rows": [
-                {"name": "share of the class", **shares, "note": "by the held-out classifier"},
-                {"name": "diversity", **spread, "note": "mean pairwise feature distance"},
-                {
-                    "name": "Fréchet distance to the truth",
-                    **distance,
-                    "truth": None,
-                    "note": "held-out classifier's features",
-                },
-                {
-                    "name": "log Z",
-                    "prior": log_z,
-                    "posterior": None,
-                    "corrected": None,
-                    "truth": None,
-                    "note": f"from the rewards of {len(drawn.prior.x_0)} prior samples",
-                },
-            ],
-            "notes": [f"The truth is {len(members)} prior samples, accepted with probability r^β."],
-        }
+        evidence = drawn.certificate.defensive.best
+        rows = [
+            _row("share of the class", "by the held-out classifier", shares),
+            _row("diversity", "mean pairwise feature distance", spread),
+            _row("Fréchet distance to the truth", "held-out classifier's features", distance),
+            _row(
+                "log Z",
+                f"truth: {len(drawn.prior.x_0)} rewards of prior samples; posterior: the "
+                f"certificate, [{evidence.low:.2f}, {evidence.high:.2f}]",
+                {"truth": _log_z(drawn.prior, self.beta), "posterior": evidence.value},
+            ),
+        ]
+        note = f"The truth is {len(members)} prior samples, accepted with probability r^β."
+        return {"title": f"Garment: {self.garment}", "rows": rows, "notes": [note]}
 
     def _share(self, judge: torch.nn.Module, x: Tensor) -> float:
         with torch.no_grad():
             return float((judge(x).argmax(1) == self.label).float().mean())
+
+
+def _row(name: str, note: str, values: dict[str, float]) -> dict[str, Any]:
+    columns = ("prior", "posterior", "corrected", "truth")
+    return {"name": name, **{c: values.get(c) for c in columns}, "note": note}
 
 
 def _rejected(prior: Samples, beta: float, seed: int) -> Tensor:

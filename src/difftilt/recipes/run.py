@@ -16,9 +16,10 @@ from torch import Tensor
 import difftilt
 from difftilt.chains import Chain, log_ratio, rollout
 from difftilt.diagnostics.certificate import Certificate
+from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import CheckpointError
 from difftilt.noise import StreamNoise
-from difftilt.posteriors import Sources
+from difftilt.posteriors import Posterior, Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.sampling import Correction, Samples, sample_paths
@@ -33,6 +34,9 @@ from difftilt.training.run_folder import RunFolder
 from difftilt.training.state import TrainingState
 
 POSTERIOR = "posterior"
+PRIOR_DRAWS = 3
+CORRECTED = 64
+CORRECTION_EFFORT = 4
 
 Talk = Callable[[str], None]
 
@@ -122,21 +126,28 @@ def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
     target, posterior = job.target, job.posterior
     seed = recipe.training.seed
     prior = dataclasses.replace(posterior, chain=target.prior.chain)
-    drawn = Drawn(
-        prior.draw(_prior_draws(recipe), seed + 1),
-        posterior.draw(recipe.samples, seed + 2),
-        posterior.draw(min(64, recipe.samples), seed + 3, correct="snis"),
-    )
-    for label in ("prior", "posterior", "corrected"):
-        _save(opened, label, getattr(drawn, label), job)
+    from_prior = prior.draw(PRIOR_DRAWS * recipe.samples, seed + 1)
+    raw = posterior.draw(recipe.samples, seed + 2)
+    corrected = _corrected(posterior, raw, seed + 3, talk)
     talk("certifying")
     certificate = posterior.certify(recipe.certificate_paths, seed=seed + 4)
+    drawn = Drawn(from_prior, raw, corrected, certificate)
+    for label in ("prior", "posterior", "corrected"):
+        samples = getattr(drawn, label)
+        if samples is not None:
+            _save(opened, label, samples, job)
     _write_certificate(opened, certificate)
     opened.write("evaluation", recipe.evaluation(job, drawn))
 
 
-def _prior_draws(recipe: Recipe) -> int:
-    return 4 * recipe.samples
+def _corrected(posterior: Posterior, raw: Samples, seed: int, talk: Talk) -> Samples | None:
+    """Resampled draws, unless the weights are so uneven that they would be copies of a few."""
+    assert raw.log_w is not None
+    if CORRECTION_EFFORT * effective_sample_size(raw.log_w) < 1:
+        talk("no corrected samples: the weights are too uneven to resample (see the certificate)")
+        return None
+    n = min(CORRECTED, len(raw.x_0))
+    return posterior.draw(n, seed, correct="snis", effort=CORRECTION_EFFORT)
 
 
 def _save(opened: RunFolder, name: str, samples: Samples, job: Job) -> Path:
