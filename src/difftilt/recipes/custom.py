@@ -42,7 +42,9 @@ class Custom(Recipe):
     initial: bool = False
     form: FormChoice = field(default_factory=FormChoice)
     training: Training = field(
-        default_factory=lambda: Training(steps=500, batch=16, chunk=32, subset=8)
+        default_factory=lambda: Training(
+            steps=500, batch=16, chunk=32, subset=8, warm_start_subset=8
+        )
     )
 
     def job(self) -> Job:
@@ -63,7 +65,7 @@ def _fitting(plan: Training, stochastic_steps: int) -> Training:
     """The plan for a chain that may have fewer steps than the plan's subset of them."""
     if plan.subset is None or plan.subset <= stochastic_steps:
         return plan
-    return replace(plan, subset=None)
+    return replace(plan, subset=None, warm_start_subset=None)
 
 
 def _without_loading_bars() -> None:

@@ -41,6 +41,7 @@ def recommended(seconds: float | None = 60.0, seed: int = 0) -> Training:
         batch=512,
         warm_start=0.4,
         chunk=32_768,
+        warm_start_subset=10,
         objective=RTB(log_z="batch", residual_clip=4.0),
         optimisation=Optimisation(hidden_learning_rate=0.01),
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),

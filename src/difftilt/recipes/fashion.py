@@ -49,6 +49,7 @@ def _training() -> Training:
         anchor=0.008,
         chunk=128,
         subset=8,
+        warm_start_subset=8,
         objective=RTB(residual_clip=10.0),
         optimisation=Optimisation(learning_rate=1e-3, balance_scale=0.3, decay_from=0.5, ema=0.98),
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),

@@ -124,12 +124,16 @@ class PriorPaths(Behaviour):
         return situation.score(rollout(prior, count, situation.noise, ratio=False))
 
 
+REFRESH = 8
+"""Draws between additions to a full pool: a few large rollouts cost less than many small ones."""
+
+
 class Pooled(Behaviour):
     """Paths resampled from a pool that covers the posterior (see ``PathPool``).
 
     Arguments:
         capacity: paths in the pool.
-        fresh: paths added at each draw once the pool is full; 0 keeps the first ones.
+        fresh: paths added per draw once the pool is full (every 8 draws); 0 keeps the first.
         prior_share: share of prior paths among the added ones, in (0, 1].
         effective: effective sample size, as a share of the pool, that the tempering keeps.
     """
@@ -153,8 +157,8 @@ class Pooled(Behaviour):
     def draw(self, situation: Situation, count: int) -> Scored:
         if len(self.pool) < self.pool.capacity:
             self._grow(situation, max(self.fresh, count), prior_share=1.0)
-        elif self.fresh:
-            self._grow(situation, self.fresh, self.prior_share)
+        elif self.fresh and self.draws % REFRESH == 0:
+            self._grow(situation, REFRESH * self.fresh, self.prior_share)
         while not self.pool.hopeful and len(self.pool) < self.pool.capacity:
             self._grow(situation, max(self.fresh, count), prior_share=1.0)
         if self.draws % 20 == 0:

@@ -64,6 +64,7 @@ class PathPool:
         self.path: Path | None = None
         self.log_r = torch.zeros(0)
         self.log_proposal = torch.zeros(0)
+        self.oldest = 0
 
     def __len__(self) -> int:
         return len(self.log_r)
@@ -83,12 +84,29 @@ class PathPool:
         else:
             log_proposal = torch.zeros_like(log_r)
         bare = Path(path.states, path.predictions, None, path.condition)
-        joined = bare if self.path is None else Path.joined([self.path, bare])
-        keep = slice(-self.capacity, None)
-        rows = torch.arange(joined.batch)[keep]
-        self.path = joined if joined.batch <= self.capacity else joined.select(rows)
-        self.log_r = torch.cat([self.log_r, log_r])[keep]
-        self.log_proposal = torch.cat([self.log_proposal, log_proposal])[keep]
+        room = min(len(log_r), self.capacity - len(self))
+        if room:
+            self._append(bare.select(torch.arange(room)), log_r[:room], log_proposal[:room])
+        if room < len(log_r):
+            kept = torch.arange(room, len(log_r))[-self.capacity :]
+            self._overwrite(bare.select(kept), log_r[kept], log_proposal[kept])
+
+    def _append(self, path: Path, log_r: Tensor, log_proposal: Tensor) -> None:
+        self.path = path if self.path is None else Path.joined([self.path, path])
+        self.log_r = torch.cat([self.log_r, log_r])
+        self.log_proposal = torch.cat([self.log_proposal, log_proposal])
+
+    def _overwrite(self, path: Path, log_r: Tensor, log_proposal: Tensor) -> None:
+        """Put paths in the places of the oldest ones, without moving the others."""
+        assert self.path is not None
+        rows = (self.oldest + torch.arange(len(log_r))) % self.capacity
+        self.oldest = (self.oldest + len(log_r)) % self.capacity
+        self.path.states[:, rows] = path.states
+        if self.path.predictions is not None and path.predictions is not None:
+            self.path.predictions[:, rows] = path.predictions
+        if self.path.condition is not None and path.condition is not None:
+            self.path.condition[rows] = path.condition
+        self.log_r[rows], self.log_proposal[rows] = log_r, log_proposal
 
     @property
     def hopeful(self) -> bool:
@@ -114,6 +132,7 @@ class PathPool:
             return {}
         state = {"log_r": self.log_r, "log_proposal": self.log_proposal}
         state["states"] = self.path.states
+        state["oldest"] = torch.tensor(self.oldest)
         if self.path.predictions is not None:
             state["predictions"] = self.path.predictions
         if self.path.condition is not None:
@@ -124,5 +143,6 @@ class PathPool:
         """Take over the tensors of ``state()``."""
         if not state:
             return
-        self.log_r, self.log_proposal = state["log_r"], state["log_proposal"]
+        self.log_r, self.log_proposal = state["log_r"].clone(), state["log_proposal"].clone()
+        self.oldest = int(state["oldest"])
         self.path = Path(state["states"], state.get("predictions"), None, state.get("condition"))

@@ -18,7 +18,7 @@ def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
     With ``anchor`` each row also pays ``anchor KL(q ‖ p)`` of its step: few ends say little about
     the fine steps, where the prior is nearly right already.
 
-    Each end is noised to ``subset`` (or all N) random levels.
+    Each end is noised to ``warm_start_subset`` (or all N) random levels.
 
     Raises:
         InputError: the posterior is no denoiser, so that it cannot be trained by denoising.
@@ -30,7 +30,7 @@ def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
             "use warm_start_loss='likelihood'"
         )
     levels = state.chain.diffusion.levels
-    per_end = state.plan.subset or state.chain.steps
+    per_end = state.subset or state.chain.steps
     ends = path.x_0.repeat_interleave(per_end, 0)
     n = torch.randint(1, state.chain.steps + 1, (len(ends),), generator=state.generator)
     alpha, sigma = (rows_of(t.to(ends.dtype), n, ends) for t in (levels.alpha, levels.sigma))

@@ -103,6 +103,7 @@ class Training:
         warm_start: share of the training spent on the weighted likelihood of pooled paths.
         warm_start_loss: "likelihood" of pooled paths, or "denoising" of their ends (posteriors that
             are denoisers; less noisy, close to the likelihood for a good prior).
+        warm_start_subset: the same as ``subset``, for the warm start.
         anchor: weight of ``KL(q ‖ p)`` per step, in nats, in the denoising warm start.
         paths_per_condition: paths that share a condition in a batch (conditional posteriors).
         chunk: states per forward-backward; the peak memory is a chunk's.
@@ -119,6 +120,7 @@ class Training:
     warm_start: float = 0.4
     warm_start_loss: Literal["likelihood", "denoising"] = "likelihood"
     anchor: float = 0.0
+    warm_start_subset: int | None = None
     paths_per_condition: int = 16
     chunk: int = 16_384
     subset: int | None = None

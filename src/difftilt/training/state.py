@@ -149,6 +149,11 @@ class TrainingState:
         return self.progress < self.plan.warm_start
 
     @property
+    def subset(self) -> int | None:
+        """Random steps per path that get a gradient in this update; None for all."""
+        return self.plan.warm_start_subset if self.warming else self.plan.subset
+
+    @property
     def present_beta(self) -> float:
         """β of this update: linear from ``beta_start`` to the target's."""
         if self.plan.beta_start is None:

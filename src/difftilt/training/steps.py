@@ -76,7 +76,7 @@ def training_step(state: TrainingState) -> Metrics:
 def _one_chunk(state: TrainingState, batch: int) -> bool:
     """Whether the gradient sees all steps of all paths at once, and so finds Λ on its way."""
     plan = state.plan
-    return plan.subset is None and len(state.chain.density_steps) * batch <= plan.chunk
+    return state.subset is None and len(state.chain.density_steps) * batch <= plan.chunk
 
 
 def _situation(state: TrainingState, beta: float, count: int, ratio: bool) -> Situation:
@@ -191,7 +191,7 @@ def _gradient(
     _check(state, losses, log_r)
     losses.mean().backward()
     assert leaf.grad is not None
-    backward(chain, path, leaf.grad, plan.chunk, plan.subset, state.generator)
+    backward(chain, path, leaf.grad, plan.chunk, state.subset, state.generator)
     unknown = math.nan if state.warming else 0.0
     return losses.detach() + unknown, leaf.detach() + unknown
 
