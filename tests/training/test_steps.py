@@ -136,12 +136,12 @@ def test_beta_is_annealed_to_the_target():
 
 
 def test_warm_start_goes_before_the_balance():
-    plan = quick_plan(steps=60, warm_start=0.5, replaying=SMALL)
+    plan = quick_plan(steps=120, warm_start=0.5, replaying=SMALL)
     state = toy_state(plan)
     metrics = trained(state)
-    assert [m.phase for m in metrics] == ["warm start"] * 30 + ["balance"] * 30
-    assert all(math.isnan(m.ess) for m in metrics[:30])
-    assert metrics[30].ess > 0.9  # what the warm start reached
+    assert [m.phase for m in metrics] == ["warm start"] * 60 + ["balance"] * 60
+    assert all(math.isnan(m.ess) for m in metrics[:60])
+    assert metrics[60].ess > 0.9  # what the warm start reached
     assert_exact(state)
 
 
