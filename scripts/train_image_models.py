@@ -115,8 +115,8 @@ def velocity_loss(network: nn.Module, scheduler: DDPMScheduler, images: Tensor) 
     """Squared error of v = alpha_t eps - sigma_t x_0 at uniform times (Salimans & Ho, 2022)."""
     t = torch.randint(len(scheduler.betas), (len(images),))
     eps = torch.randn_like(images)
-    noisy = scheduler.add_noise(images, eps, t)
-    v = scheduler.get_velocity(images, eps, t)
+    noisy = scheduler.add_noise(images, eps, t)  # pyright: ignore[reportArgumentType]
+    v = scheduler.get_velocity(images, eps, t)  # pyright: ignore[reportArgumentType]
     return F.mse_loss(network(noisy, t).sample, v)
 
 
