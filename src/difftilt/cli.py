@@ -18,7 +18,7 @@ COMMANDS = {
     "report": "write report.html of a run folder again",
     "export": "write a run's posterior as an ordinary diffusers pipeline",
     "doctor": "check a recipe before training: reward, ratio = 1, seeds, cost per step",
-    "bench": "print tables of accuracy on problems with a known answer, and of speed",
+    "bench": "print tables of accuracy on problems with a known answer",
     "list": "list recipes, problems and methods, with one line each",
 }
 

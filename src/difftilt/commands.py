@@ -192,7 +192,7 @@ def doctor(words: list[str], command: list[str]) -> None:
 
 
 def bench(words: list[str], command: list[str]) -> None:
-    """``difftilt bench exact|speed|memory``."""
+    """``difftilt bench exact``."""
     from difftilt import benches
 
     if not words or words[0] in ("-h", "--help"):

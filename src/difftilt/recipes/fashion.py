@@ -6,7 +6,7 @@ images, judges. The truth is rejection: prior samples accepted with the reward a
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from difftilt.rewards import ClassifierReward
 from difftilt.sampling import Samples
 from difftilt.tasks.images import (
     FASHION_CLASSES,
+    Garment,
     diversity,
     fashion_prior_folder,
     features,
@@ -25,19 +26,6 @@ from difftilt.tasks.images import (
     load_classifier,
 )
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
-
-Garment = Literal[
-    "T-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-]
 
 
 def _training() -> Training:

@@ -14,7 +14,7 @@ All weights are made by ``scripts/train_image_models.py``.
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from difftilt.errors import CheckpointError, InputError
 
-FASHION_CLASSES = (
+Garment = Literal[
     "T-shirt",
     "trouser",
     "pullover",
@@ -35,7 +35,8 @@ FASHION_CLASSES = (
     "sneaker",
     "bag",
     "ankle boot",
-)
+]
+FASHION_CLASSES: tuple[Garment, ...] = get_args(Garment)
 
 ClassifierName = Literal["reward", "heldout"]
 CLASSIFIER_WIDTHS: dict[ClassifierName, tuple[int, ...]] = {

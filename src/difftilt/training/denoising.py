@@ -57,8 +57,7 @@ def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
 def _distance(state: TrainingState, x: Tensor, n: Tensor, prediction: Tensor) -> Tensor:
     """``KL(q ‖ p)`` of single steps, nats: what a deviation from the prior costs a path."""
     own = state.chain.predict(x, n)
-    stochastic = torch.tensor([state.chain.diffusion.has_density(int(i)) for i in n])
     divergence = torch.zeros(len(x))
-    kept = stochastic.nonzero().flatten()
+    kept = (state.chain.diffusion.tables.std[n] > 0).nonzero().flatten()
     tilt = state.chain.diffusion.tilt_between(prediction[kept], own[kept], x[kept], n[kept])
     return divergence.index_add(0, kept, 0.5 * sum_event(tilt.delta**2))
