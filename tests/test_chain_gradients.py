@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from difftilt.adapters.diffusers import chain_from_pipeline
 from difftilt.adapters.lora import lora
-from difftilt.chains import Chain, backward, log_ratio, rollout
+from difftilt.chains import Chain
 from difftilt.errors import InputError
 from difftilt.kernels import full_copy
+from difftilt.rollouts import rollout
+from difftilt.scoring import backward, log_ratio
 from small_chains import CONDITION, FORMS, moved, noise, posterior_of, prior
 
 

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from difftilt.chains import InitialTilt, Path, back_and_forth, bridge, log_ratio, rollout
+from difftilt.chains import InitialTilt, Path
 from difftilt.errors import InputError
 from difftilt.kernels import full_copy
 from difftilt.noise import Noise, StreamNoise
+from difftilt.rollouts import back_and_forth, bridge, rollout
+from difftilt.scoring import log_ratio
 from difftilt.transitions import GaussianTilt
 from small_chains import CONDITION, DIMENSION, FORMS, STEPS, noise, posterior_of, prior
 

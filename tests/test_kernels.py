@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftilt.chains import Chain, InitialTilt, Kernel, backward, log_ratio, rollout
+from difftilt.chains import Chain, InitialTilt, Kernel
 from difftilt.denoisers import Denoiser, Level, NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion, ancestral_tables
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel, DriftKernel, VectorKernel, full_copy
 from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise, StreamNoise
+from difftilt.rollouts import rollout
 from difftilt.schedules import VariancePreserving
+from difftilt.scoring import backward, log_ratio
 from difftilt.transitions import GaussianTilt, MixtureTilt
 
 STEPS, SHAPE = 6, (2, 3)

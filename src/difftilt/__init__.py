@@ -9,7 +9,7 @@
 Everything is a chain with known kernels: see ``difftilt.chains``.
 """
 
-from difftilt.chains import Chain, Path, backward, bridge, log_ratio, rollout
+from difftilt.chains import Chain, Path
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.errors import (
     CheckpointError,
@@ -37,7 +37,9 @@ from difftilt.rewards import (
     Summed,
     Tempered,
 )
+from difftilt.rollouts import bridge, rollout
 from difftilt.schedules import RectifiedFlow, VarianceExploding, VariancePreserving
+from difftilt.scoring import backward, log_ratio
 from difftilt.training.plan import (
     RTB,
     BehaviourWeights,

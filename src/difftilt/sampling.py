@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain, Path, log_ratio, rollout
+from difftilt.chains import Chain, Path
 from difftilt.diagnostics.certificate import Certificate, Expense, PathScores, certify_weights
 from difftilt.diagnostics.evidence import defensive_log_weights
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise, StreamNoise
+from difftilt.rollouts import rollout
+from difftilt.scoring import log_ratio
 from difftilt.smc.feynman_kac import particle_filter
 from difftilt.smc.metropolis import independence_metropolis
 from difftilt.smc.potentials import RewardTwistedChain

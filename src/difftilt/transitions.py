@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt._ops import over_event, sum_event
+from difftilt.errors import InputError
 from difftilt.noise import Noise
 
 LOG_2_PI = math.log(2 * math.pi)
@@ -60,6 +61,14 @@ class Tilt(ABC):
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         """``log q(eps) - log N(eps; 0, I)``, nats summed over the event."""
 
+    @abstractmethod
+    def divergence(self) -> Float[Tensor, " B"]:
+        """``KL(q ‖ N(0, I))``, nats summed over the event.
+
+        Raises:
+            InputError: it has no closed form.
+        """
+
 
 @dataclass(frozen=True)
 class GaussianTilt(Tilt):
@@ -86,6 +95,12 @@ class GaussianTilt(Tilt):
             return sum_event(self.delta * (eps - 0.5 * self.delta))
         z = (eps - self.delta) * torch.exp(-self.log_scale)
         return sum_event(0.5 * (eps - z) * (eps + z) - self.log_scale)
+
+    def divergence(self) -> Float[Tensor, " B"]:
+        if self.log_scale is None:
+            return 0.5 * sum_event(self.delta**2)
+        growth = torch.expm1(2 * self.log_scale) - 2 * self.log_scale
+        return 0.5 * sum_event(self.delta**2 + growth)
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,12 @@ class MixtureTilt(Tilt):
         per_dimension = torch.addcmul(inverse, centred - z, centred + z, value=0.5)
         per_component = per_dimension.flatten(1, -2).sum(1)
         return torch.logsumexp(logits + per_component, 0) - torch.logsumexp(logits, 0)
+
+    def divergence(self) -> Float[Tensor, " B"]:
+        raise InputError(
+            "a mixture kernel's KL to the prior has no closed form; use components=1, or an "
+            "objective that takes the divergence from log-ratios (KL-regularised REINFORCE)"
+        )
 
 
 def zero_tilt(like: Float[Tensor, "B ..."]) -> GaussianTilt:

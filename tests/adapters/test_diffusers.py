@@ -14,12 +14,14 @@ from diffusers import (
 
 from difftilt.adapters.diffusers import PipelineChain, chain_from_pipeline, drift_unet, fingerprint
 from difftilt.adapters.lora import lora
-from difftilt.chains import Chain, backward, log_ratio, rollout
+from difftilt.chains import Chain
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
+from difftilt.rollouts import rollout
 from difftilt.schedules import VariancePreserving
+from difftilt.scoring import backward, log_ratio
 
 
 def noise(seed: int = 1) -> GeneratorNoise:

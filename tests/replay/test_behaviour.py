@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import log_ratio
 from difftilt.errors import InputError
 from difftilt.replay.behaviour import (
     Behaviour,
@@ -17,6 +16,7 @@ from difftilt.replay.behaviour import (
     Situation,
 )
 from difftilt.replay.buffer import ReplayBuffer
+from difftilt.scoring import log_ratio
 from difftilt.training.state import trainable
 from tests.toys import Likelihood, end_law, gaussian_chain, linear_posterior
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Path, log_ratio, rollout
+from difftilt.chains import Path
 from difftilt.errors import RewardError
 from difftilt.noise import GeneratorNoise
 from difftilt.replay.pool import PathPool, tempered_exponent
+from difftilt.rollouts import rollout
+from difftilt.scoring import log_ratio
 from tests.toys import Likelihood, linear_posterior
 
 

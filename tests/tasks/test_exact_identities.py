@@ -6,10 +6,12 @@ from functools import cache
 import pytest
 import torch
 
-from difftilt.chains import Chain, InitialTilt, Path, log_ratio, rollout
+from difftilt.chains import Chain, InitialTilt, Path
 from difftilt.kernels import VectorKernel
 from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise
+from difftilt.rollouts import rollout
+from difftilt.scoring import log_ratio
 from difftilt.tasks.exact.grid25 import CUTS, SCALE, cell25, gmm9of25, line25, prior25
 from difftilt.transitions import MixtureTilt
 

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from difftilt.chains import Chain, InitialTilt, Path, log_ratio, rollout
+from difftilt.chains import Chain, InitialTilt, Path
 from difftilt.noise import GeneratorNoise
+from difftilt.rollouts import rollout
+from difftilt.scoring import log_ratio
 from difftilt.tasks.exact.affine import AffineChain, OptimalKernel, TiltedAffineChain
 from difftilt.tasks.exact.linear_gaussian import (
     LinearModel,

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from difftilt.chains import rollout
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel, VectorKernel
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.weighted import denoising
+from difftilt.rollouts import rollout
 from difftilt.training.denoising import _distance, denoising_gradient
 from difftilt.training.state import TrainingState
 from toys import gaussian_chain, quick_plan

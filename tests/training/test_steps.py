@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, backward, log_ratio, rollout
+from difftilt.chains import Chain
 from difftilt.errors import InputError, RewardError, TrainingError
 from difftilt.noise import GeneratorNoise
+from difftilt.rollouts import rollout
+from difftilt.scoring import backward, log_ratio
 from difftilt.training.plan import RTB, BehaviourWeights, Replaying, Training
 from difftilt.training.state import LogPartition, TrainingState, trainable
 from difftilt.training.steps import Metrics, training_step

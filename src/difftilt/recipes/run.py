@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import difftilt
-from difftilt.chains import Chain, log_ratio, rollout
+from difftilt.chains import Chain
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import CheckpointError
@@ -22,7 +22,9 @@ from difftilt.noise import StreamNoise
 from difftilt.posteriors import Posterior, Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config
 from difftilt.recipes.catalogue import RECIPES
+from difftilt.rollouts import rollout
 from difftilt.sampling import Correction, Samples, sample_paths
+from difftilt.scoring import log_ratio
 from difftilt.training.checkpoint import (
     checkpoint_steps,
     load_checkpoint,

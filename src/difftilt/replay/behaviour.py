@@ -22,11 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain, Path, back_and_forth, bridge, log_ratio, rollout
+from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.replay.pool import PathPool
+from difftilt.rollouts import back_and_forth, bridge, rollout
+from difftilt.scoring import log_ratio
 
 LogReward = Callable[[Tensor, Tensor | None], Tensor]
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from difftilt._ops import sum_event
 from difftilt.chains import Path
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
@@ -60,4 +59,4 @@ def _distance(state: TrainingState, x: Tensor, n: Tensor, prediction: Tensor) ->
     divergence = torch.zeros(len(x))
     kept = (state.chain.diffusion.tables.std[n] > 0).nonzero().flatten()
     tilt = state.chain.diffusion.tilt_between(prediction[kept], own[kept], x[kept], n[kept])
-    return divergence.index_add(0, kept, 0.5 * sum_event(tilt.delta**2))
+    return divergence.index_add(0, kept, tilt.divergence())

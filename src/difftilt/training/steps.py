@@ -1,6 +1,6 @@
 """One update through the first door: losses of path log-ratios.
 
-    behaviours -> paths -> Λ, β log r -> losses -> d loss / dΛ -> ``chains.backward`` -> optimiser
+    behaviours -> paths -> Λ, β log r -> losses -> d loss / dΛ -> ``scoring.backward`` -> optimiser
 
 The same step serves every objective that sees the network through Λ.
 """
@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from difftilt.chains import Path, backward, log_ratio
+from difftilt.chains import Path
 from difftilt.errors import InputError, TrainingError
 from difftilt.objectives.balance import Scores, log_variance, relative_trajectory_balance
 from difftilt.objectives.weighted import weighted_likelihood
 from difftilt.replay.behaviour import Scored, Situation
+from difftilt.scoring import backward, log_ratio
 from difftilt.training.denoising import denoising_gradient
 from difftilt.training.snapshot import trained
 from difftilt.training.state import TrainingState

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.chains import Chain, Path, rollout
+from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
+from difftilt.rollouts import rollout
 
 LogReward = Callable[[Tensor], Tensor]
 Functional = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain, Path, log_ratio, rollout
+from difftilt.chains import Chain, Path
 from difftilt.diagnostics.distances import (
     classifier_two_sample_test,
     energy_test,
@@ -17,6 +17,8 @@ from difftilt.diagnostics.distances import (
 )
 from difftilt.diagnostics.evidence import effective_sample_size, elbo, log_evidence, pareto_k
 from difftilt.noise import GeneratorNoise
+from difftilt.rollouts import rollout
+from difftilt.scoring import log_ratio
 from difftilt.tasks.exact.base import ExactProblem
 
 DRAWS = 50_000

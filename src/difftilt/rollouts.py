@@ -1,0 +1,141 @@
+"""Paths drawn: by a chain, or by the forward process through given ends.
+
+* ``rollout``: paths of a chain, with their log-ratio to its prior;
+* ``bridge``: a given ``x_0`` noised to a path;
+* ``back_and_forth``: a given ``x_0`` noised part of the way and denoised again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from difftilt.chains import Chain, Path
+from difftilt.errors import InputError
+from difftilt.noise import GeneratorNoise, Noise
+from difftilt.transitions import Gaussian, Tilt
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How paths are drawn: scale of the noise, whether to keep states, whether to sum up Λ."""
+
+    widen: float = 1.0
+    record: bool = True
+    ratio: bool = True
+
+
+@torch.no_grad()
+def rollout(
+    chain: Chain,
+    batch: int,
+    noise: Noise | None = None,
+    widen: float = 1.0,
+    record: bool = True,
+    ratio: bool = True,
+) -> Path:
+    """Draw ``batch`` paths of a chain, with their log-ratio to the prior.
+
+    Arguments:
+        chain: prior or posterior.
+        batch: number of paths B; a bound condition must have as many rows.
+        noise: source of randomness; default torch's global generator.
+        widen: scale of the noise relative to the chain's own (exploration); Λ stays the chain's.
+        record: keep all states and predictions; otherwise ``states`` holds x_0 alone.
+        ratio: work out Λ; False leaves it None, for who will visit the paths again anyway.
+
+    Returns:
+        the paths; ``log_ratio`` is ``Σ_n log q/p`` of the chain itself.
+    """
+    noise = GeneratorNoise() if noise is None else noise
+    base = chain.diffusion.base(chain.empty(batch))
+    tilt = None if chain.initial is None else chain.initial(batch)
+    drawing = _Drawing(widen, record, ratio)
+    x, gain = _step(base, tilt, noise, drawing)
+    total = x.new_zeros(batch) + gain
+    return _descend(chain, x, chain.steps, total, noise, drawing)
+
+
+@torch.no_grad()
+def _descend(
+    chain: Chain, x: Tensor, start: int, total: Tensor, noise: Noise, drawing: _Drawing
+) -> Path:
+    """Run the steps ``start ... 1`` from x at level ``start``."""
+    states, predictions = [x], []
+    for n in range(start, 0, -1):
+        prediction = chain.predict(x, n)
+        law = chain.law(prediction, x, n)
+        if chain.diffusion.has_density(n):
+            x, gain = _step(law, chain.tilt(x, n, prediction), noise, drawing)
+            total = total + gain
+        else:
+            x = law.mean
+        if drawing.record:
+            states.append(x)
+            predictions.append(prediction)
+    log_ratio = total if drawing.ratio else None
+    if not drawing.record:
+        return Path(x[None], None, log_ratio, chain.condition)
+    states, predictions = torch.stack(states[::-1]), torch.stack(predictions[::-1])
+    return Path(states, predictions, log_ratio, chain.condition)
+
+
+def _step(
+    law: Gaussian, tilt: Tilt | None, noise: Noise, drawing: _Drawing
+) -> tuple[Tensor, Tensor | float]:
+    """The next state, and what the step adds to Λ (0 where it is not asked for)."""
+    if tilt is None:
+        eps = noise.normal(law.mean)
+        return law.at(eps if drawing.widen == 1.0 else eps * drawing.widen), 0.0
+    eps = tilt.draw(noise, drawing.widen)
+    return law.at(eps), tilt.log_ratio(eps) if drawing.ratio else 0.0
+
+
+@torch.no_grad()
+def noised(chain: Chain, x_0: Float[Tensor, "B ..."], upto: int, noise: Noise) -> list[Tensor]:
+    """States ``x_0, x_1, ..., x_upto`` of the forward process started at data."""
+    states = [x_0]
+    for n in range(1, upto + 1):
+        law = chain.diffusion.forward_step(states[-1], n)
+        states.append(law.at(noise.normal(x_0)))
+    return states
+
+
+@torch.no_grad()
+def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None) -> Path:
+    """Paths of the forward process through given ends; off-policy data for any balance.
+
+    A step without density (a zero-variance last step) is made consistent with the chain: its end
+    is the chain's own map of the state above it, so ``path.x_0`` may differ slightly from ``x_0``
+    and it is ``path.x_0`` that has to be scored.
+    """
+    noise = GeneratorNoise() if noise is None else noise
+    states = noised(chain, x_0, chain.steps, noise)
+    predictions = []
+    for n in range(chain.steps, 0, -1):
+        predictions.append(chain.predict(states[n], n))
+        if not chain.diffusion.has_density(n):
+            states[n - 1] = chain.law(predictions[-1], states[n], n).mean
+    return Path(torch.stack(states), torch.stack(predictions[::-1]), None, chain.condition)
+
+
+@torch.no_grad()
+def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise: Noise) -> Path:
+    """Noise ends up to ``level`` and denoise them again: a path near a given ``x_0``.
+
+    The states above ``level`` come from the forward process, those below from the chain.
+
+    Raises:
+        InputError: ``level`` is not between 1 and N.
+    """
+    if not 1 <= level <= chain.steps:
+        raise InputError(f"level={level} must lie between 1 and the chain's {chain.steps} steps")
+    above = noised(chain, x_0, chain.steps, noise)
+    zero = x_0.new_zeros(len(x_0))
+    below = _descend(chain, above[level], level, zero, noise, _Drawing(ratio=False))
+    assert below.predictions is not None
+    upper = [chain.predict(above[n], n) for n in range(level + 1, chain.steps + 1)]
+    predictions = torch.cat([below.predictions, torch.stack(upper)]) if upper else below.predictions
+    states = torch.cat([below.states, torch.stack(above[level + 1 :])]) if upper else below.states
+    return Path(states, predictions, None, chain.condition)

@@ -1,0 +1,195 @@
+"""Paths scored: the log-ratio of every step, and its gradient in constant memory.
+
+    λ_n(τ) = log q(x_{n-1} | x_n) - log p(x_{n-1} | x_n),        Λ(τ) = Σ_n λ_n(τ)
+
+* ``step_log_ratios``: λ as a matrix, a row for each step with a density and, last, one for ``x_N``;
+* ``log_ratio``: its sum Λ;
+* ``backward``: the gradient of ``Σ coefficients · λ`` by re-visiting detached states in chunks. It
+  is the chain rule, exact for any loss that sees the network through λ, and its memory is a
+  chunk's, whatever N (Venkatraman et al. 2024, section H.1, arXiv 2405.20971).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from difftilt.chains import Chain, Path
+from difftilt.errors import InputError
+from difftilt.transitions import Tilt
+
+
+def step_log_ratios(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tensor, "rows B"]:
+    """``λ`` of given paths: rows are ``chain.density_steps`` and, last, the law of ``x_N``.
+
+    Computed from the *stored* states, in nats. Differentiable in the posterior's parameters when
+    gradients are enabled; then memory grows with N and ``backward`` is the better choice.
+
+    Arguments:
+        chain: the posterior (a prior gives zeros).
+        path: paths on the chain's levels.
+        chunk: states per network call; default all at once.
+    """
+    top = path.states.new_zeros(path.batch)
+    if chain.initial is not None:
+        top = chain.initial(path.batch).log_ratio(_initial_eps(chain, path))
+    return _by_step(chain, path, chunk, lambda tilt, eps: tilt.log_ratio(eps), top)
+
+
+def log_ratio(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tensor, " B"]:
+    """``Λ(τ) = log q(τ) - log p(τ)`` of given paths: the sum of ``step_log_ratios``."""
+    return step_log_ratios(chain, path, chunk).sum(0)
+
+
+def step_divergences(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tensor, "rows B"]:
+    """``KL(q ‖ p)`` of each step's law at the stored states; rows as in ``step_log_ratios``.
+
+    Raises:
+        InputError: the kernel is a mixture, whose divergence has no closed form.
+    """
+    top = path.states.new_zeros(path.batch)
+    if chain.initial is not None:
+        top = chain.initial(path.batch).divergence()
+    return _by_step(chain, path, chunk, lambda tilt, _: tilt.divergence(), top)
+
+
+def _by_step(
+    chain: Chain,
+    path: Path,
+    chunk: int | None,
+    score: Callable[[Tilt, Tensor], Tensor],
+    top: Float[Tensor, " B"],
+) -> Float[Tensor, "rows B"]:
+    """A score of every step's tilt, and that of ``x_N`` last."""
+    steps = len(chain.density_steps)
+    if chain.kernel is None:
+        return torch.cat([path.states.new_zeros(steps, path.batch), top[None]])
+    bound, rows = _bound(chain, path), _all_rows(chain, path)
+    parts = [score(*_seen(bound, rows.part(p))) for p in _chunks(len(rows.n), chunk)]
+    return torch.cat([*parts, top]).unflatten(0, (steps + 1, path.batch))
+
+
+def backward(
+    chain: Chain,
+    path: Path,
+    coefficients: Float[Tensor, "*rows B"],
+    chunk: int | None = None,
+    subset: int | None = None,
+    generator: torch.Generator | None = None,
+    divergence: Float[Tensor, "rows B"] | None = None,
+) -> None:
+    """Accumulate the gradient of ``Σ coefficients · λ`` into the posterior's parameters.
+
+    Arguments:
+        chain: the posterior.
+        path: detached paths.
+        coefficients: derivative of the loss by each path's Λ (B,), or by each λ, (rows, B).
+        chunk: states per forward-backward; the peak memory is a chunk's, whatever N.
+        subset: visit this many random steps of each path, re-weighted so that the gradient stays
+            unbiased; default all.
+        generator: for the random subset.
+        divergence: derivative of the loss by each step's ``KL(q ‖ p)``, (rows, B), or None.
+
+    Raises:
+        InputError: ``subset`` is not between 1 and the number of steps with a density.
+    """
+    steps, scale = chain.density_steps, 1.0
+    matrix = coefficients.detach().expand(len(steps) + 1, path.batch)
+    if subset is None:
+        rows = _all_rows(chain, path)
+    else:
+        rows = _random_subset(chain, path, subset, generator)
+        scale = len(steps) / subset
+    bound = _bound(chain, path)
+    for chosen in _chunks(len(rows.n), chunk):
+        part = rows.part(chosen)
+        where = part.n - steps[0], part.path
+        tilt, eps = _seen(bound, part)
+        loss = (matrix[where] * tilt.log_ratio(eps)).sum()
+        if divergence is not None:
+            loss = loss + (divergence[where] * tilt.divergence()).sum()
+        (scale * loss).backward()
+    if chain.initial is not None:
+        top, eps = chain.initial(path.batch), _initial_eps(chain, path)
+        loss = (matrix[-1] * top.log_ratio(eps)).sum()
+        if divergence is not None:
+            loss = loss + (divergence[-1] * top.divergence()).sum()
+        loss.backward()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Single steps of paths: ``x_n -> landed = x_{n-1}``, R of them."""
+
+    n: Int[Tensor, " R"]
+    path: Int[Tensor, " R"]
+    x: Float[Tensor, "R ..."]
+    landed: Float[Tensor, "R ..."]
+    prediction: Tensor | None
+
+    def part(self, part: slice) -> "_Rows":
+        prediction = None if self.prediction is None else self.prediction[part]
+        return _Rows(self.n[part], self.path[part], self.x[part], self.landed[part], prediction)
+
+
+def _all_rows(chain: Chain, path: Path) -> _Rows:
+    """Every step with a density, step by step; views of the path, no copies."""
+    steps, batch, device = chain.density_steps, path.batch, path.states.device
+    # Only the last steps of a sampler can be maps, so the others are one range first ... N.
+    first = steps[0]
+    assert steps == list(range(first, chain.steps + 1))
+    predictions = path.predictions
+    return _Rows(
+        torch.arange(first, chain.steps + 1, device=device).repeat_interleave(batch),
+        torch.arange(batch, device=device).repeat(len(steps)),
+        path.states[first:].flatten(0, 1),
+        path.states[first - 1 : -1].flatten(0, 1),
+        None if predictions is None else predictions[first - 1 :].flatten(0, 1),
+    )
+
+
+def _some_rows(path: Path, n: Int[Tensor, " R"], rows: Int[Tensor, " R"]) -> _Rows:
+    prediction = None if path.predictions is None else path.predictions[n - 1, rows]
+    return _Rows(n, rows, path.states[n, rows], path.states[n - 1, rows], prediction)
+
+
+def _random_subset(
+    chain: Chain, path: Path, subset: int, generator: torch.Generator | None
+) -> _Rows:
+    steps = torch.tensor(chain.density_steps, device=path.states.device)
+    if not 1 <= subset <= len(steps):
+        raise InputError(
+            f"subset={subset} must lie between 1 and {len(steps)}, the chain's stochastic steps"
+        )
+    device = steps.device if generator is None else generator.device
+    keys = torch.rand((len(steps), path.batch), generator=generator, device=device).to(steps.device)
+    chosen = keys.argsort(0)[:subset]
+    rows = torch.arange(path.batch, device=steps.device).expand(subset, -1)
+    return _some_rows(path, steps[chosen].flatten(), rows.flatten())
+
+
+def _seen(chain: Chain, rows: _Rows) -> tuple[Tilt, Tensor]:
+    """The posterior's tilt at single steps, and where they landed in the prior's coordinates."""
+    prediction = rows.prediction
+    if prediction is None:
+        prediction = chain.predict(rows.x, rows.n, rows.path)
+    tilt = chain.tilt(rows.x, rows.n, prediction, rows.path)
+    assert tilt is not None
+    return tilt, chain.law(prediction, rows.x, rows.n).standardise(rows.landed)
+
+
+def _bound(chain: Chain, path: Path) -> Chain:
+    return chain if path.condition is None else chain.given(path.condition)
+
+
+def _initial_eps(chain: Chain, path: Path) -> Tensor:
+    top = path.states[-1]
+    return chain.diffusion.base(top).standardise(top)
+
+
+def _chunks(total: int, chunk: int | None) -> Iterator[slice]:
+    size = total if chunk is None else max(1, chunk)
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
