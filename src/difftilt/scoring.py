@@ -2,14 +2,14 @@
 
     λ_n(τ) = log q(x_{n-1} | x_n) - log p(x_{n-1} | x_n),        Λ(τ) = Σ_n λ_n(τ)
 
-* ``step_log_ratios``: λ as a matrix, a row for each step with a density and, last, one for ``x_N``;
+* ``step_scores``: λ as a matrix, a row for each step with a density and, last, one for ``x_N``;
 * ``log_ratio``: its sum Λ;
 * ``backward``: the gradient of ``Σ coefficients · λ`` by re-visiting detached states in chunks. It
   is the chain rule, exact for any loss that sees the network through λ, and its memory is a
   chunk's, whatever N (Venkatraman et al. 2024, section H.1, arXiv 2405.20971).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,82 +21,100 @@ from difftilt.errors import InputError
 from difftilt.transitions import Tilt
 
 
-def step_log_ratios(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tensor, "rows B"]:
-    """``λ`` of given paths: rows are ``chain.density_steps`` and, last, the law of ``x_N``.
+@dataclass(frozen=True)
+class StepScores:
+    """Scores of each step of paths; rows are ``chain.density_steps`` and, last, the law of x_N.
 
-    Computed from the *stored* states, in nats. Differentiable in the posterior's parameters when
-    gradients are enabled; then memory grows with N and ``backward`` is the better choice.
+    Arguments:
+        log_ratio: (rows, B) ``λ``, nats.
+        divergence: (rows, B) ``KL(q ‖ p)`` of each step's law at the stored state, or None.
+    """
+
+    log_ratio: Float[Tensor, "rows B"]
+    divergence: Float[Tensor, "rows B"] | None = None
+
+
+def step_scores(
+    chain: Chain, path: Path, chunk: int | None = None, divergence: bool = False
+) -> StepScores:
+    """``λ`` of given paths, from their *stored* states.
+
+    Differentiable in the posterior's parameters when gradients are enabled; then memory grows with
+    N and ``backward`` is the better choice.
 
     Arguments:
         chain: the posterior (a prior gives zeros).
         path: paths on the chain's levels.
         chunk: states per network call; default all at once.
+        divergence: also work out each step's ``KL(q ‖ p)``.
+
+    Raises:
+        InputError: ``divergence`` of a mixture kernel, which has no closed form.
     """
-    top = path.states.new_zeros(path.batch)
+    rows, zero = len(chain.density_steps) + 1, path.states.new_zeros(path.batch)
+    ratios, divergences = [zero.repeat(rows - 1)], [zero.repeat(rows - 1)]
+    if chain.kernel is not None:
+        bound, every = _bound(chain, path), _all_rows(chain, path)
+        seen = [_seen(bound, every.part(p)) for p in _chunks(len(every.n), chunk)]
+        ratios = [tilt.log_ratio(eps) for tilt, eps in seen]
+        if divergence:
+            divergences = [tilt.divergence() for tilt, _ in seen]
+    top, fall = zero, zero
     if chain.initial is not None:
-        top = chain.initial(path.batch).log_ratio(_initial_eps(chain, path))
-    return _by_step(chain, path, chunk, lambda tilt, eps: tilt.log_ratio(eps), top)
+        tilt = chain.initial(path.batch)
+        top, fall = tilt.log_ratio(_initial_eps(chain, path)), tilt.divergence()
+    together = torch.cat([*ratios, top]).unflatten(0, (rows, path.batch))
+    if not divergence:
+        return StepScores(together)
+    return StepScores(together, torch.cat([*divergences, fall]).unflatten(0, (rows, path.batch)))
 
 
 def log_ratio(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tensor, " B"]:
-    """``Λ(τ) = log q(τ) - log p(τ)`` of given paths: the sum of ``step_log_ratios``."""
-    return step_log_ratios(chain, path, chunk).sum(0)
+    """``Λ(τ) = log q(τ) - log p(τ)`` of given paths: the sum of their ``step_scores``."""
+    return step_scores(chain, path, chunk).log_ratio.sum(0)
 
 
-def step_divergences(chain: Chain, path: Path, chunk: int | None = None) -> Float[Tensor, "rows B"]:
-    """``KL(q ‖ p)`` of each step's law at the stored states; rows as in ``step_log_ratios``.
+@dataclass(frozen=True)
+class Coefficients:
+    """The derivatives of a loss by what it saw of each step.
 
-    Raises:
-        InputError: the kernel is a mixture, whose divergence has no closed form.
+    Arguments:
+        log_ratio: by each path's Λ, (B,), or by each λ, (rows, B).
+        divergence: by each step's ``KL(q ‖ p)``, (rows, B), or None.
     """
-    top = path.states.new_zeros(path.batch)
-    if chain.initial is not None:
-        top = chain.initial(path.batch).divergence()
-    return _by_step(chain, path, chunk, lambda tilt, _: tilt.divergence(), top)
 
-
-def _by_step(
-    chain: Chain,
-    path: Path,
-    chunk: int | None,
-    score: Callable[[Tilt, Tensor], Tensor],
-    top: Float[Tensor, " B"],
-) -> Float[Tensor, "rows B"]:
-    """A score of every step's tilt, and that of ``x_N`` last."""
-    steps = len(chain.density_steps)
-    if chain.kernel is None:
-        return torch.cat([path.states.new_zeros(steps, path.batch), top[None]])
-    bound, rows = _bound(chain, path), _all_rows(chain, path)
-    parts = [score(*_seen(bound, rows.part(p))) for p in _chunks(len(rows.n), chunk)]
-    return torch.cat([*parts, top]).unflatten(0, (steps + 1, path.batch))
+    log_ratio: Float[Tensor, "*rows B"]
+    divergence: Float[Tensor, "rows B"] | None = None
 
 
 def backward(
     chain: Chain,
     path: Path,
-    coefficients: Float[Tensor, "*rows B"],
+    coefficients: Tensor | Coefficients,
     chunk: int | None = None,
     subset: int | None = None,
     generator: torch.Generator | None = None,
-    divergence: Float[Tensor, "rows B"] | None = None,
 ) -> None:
     """Accumulate the gradient of ``Σ coefficients · λ`` into the posterior's parameters.
 
     Arguments:
         chain: the posterior.
         path: detached paths.
-        coefficients: derivative of the loss by each path's Λ (B,), or by each λ, (rows, B).
+        coefficients: derivative of the loss by each path's Λ (B,), by each λ (rows, B), or both
+            by λ and by the divergences of the steps.
         chunk: states per forward-backward; the peak memory is a chunk's, whatever N.
         subset: visit this many random steps of each path, re-weighted so that the gradient stays
             unbiased; default all.
         generator: for the random subset.
-        divergence: derivative of the loss by each step's ``KL(q ‖ p)``, (rows, B), or None.
 
     Raises:
         InputError: ``subset`` is not between 1 and the number of steps with a density.
     """
     steps, scale = chain.density_steps, 1.0
-    matrix = coefficients.detach().expand(len(steps) + 1, path.batch)
+    if isinstance(coefficients, Tensor):
+        coefficients = Coefficients(coefficients)
+    by_ratio = coefficients.log_ratio.detach().expand(len(steps) + 1, path.batch)
+    by_divergence = coefficients.divergence
     if subset is None:
         rows = _all_rows(chain, path)
     else:
@@ -107,15 +125,15 @@ def backward(
         part = rows.part(chosen)
         where = part.n - steps[0], part.path
         tilt, eps = _seen(bound, part)
-        loss = (matrix[where] * tilt.log_ratio(eps)).sum()
-        if divergence is not None:
-            loss = loss + (divergence[where] * tilt.divergence()).sum()
+        loss = (by_ratio[where] * tilt.log_ratio(eps)).sum()
+        if by_divergence is not None:
+            loss = loss + (by_divergence[where] * tilt.divergence()).sum()
         (scale * loss).backward()
     if chain.initial is not None:
         top, eps = chain.initial(path.batch), _initial_eps(chain, path)
-        loss = (matrix[-1] * top.log_ratio(eps)).sum()
-        if divergence is not None:
-            loss = loss + (divergence[-1] * top.divergence()).sum()
+        loss = (by_ratio[-1] * top.log_ratio(eps)).sum()
+        if by_divergence is not None:
+            loss = loss + (by_divergence[-1] * top.divergence()).sum()
         loss.backward()
 
 

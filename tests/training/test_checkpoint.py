@@ -311,9 +311,9 @@ def test_another_architecture_is_named(saved: Path):
 
 def test_another_format_is_refused(saved: Path):
     path = saved / "step-00000002" / "state.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 7'))
     reseal(path.parent)
-    with pytest.raises(CheckpointError, match="format 7; this version reads format 1"):
+    with pytest.raises(CheckpointError, match="format 7; this version reads format 2"):
         load_checkpoint(fresh(), saved, IDENTITY)
 
 

@@ -36,6 +36,7 @@ class StepMLP(nn.Module):
         size: of the network.
         mask_groups: outputs come in this many equal groups, each reading its own random three
             quarters of the last hidden layer, so that groups started equal do not stay equal.
+        extra: further numbers per state that the network reads (a condition, β).
     """
 
     bands: Tensor
@@ -48,12 +49,13 @@ class StepMLP(nn.Module):
         steps: int,
         size: Size,
         mask_groups: int = 1,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         width = size.width
         bands = torch.arange(1, size.frequencies + 1) * (torch.pi / 4)
         self.register_buffer("bands", bands, persistent=False)
-        inputs = dimension * (2 + 2 * size.frequencies)
+        inputs = dimension * (2 + 2 * size.frequencies) + extra
         self.first = nn.Linear(inputs, width)
         self.step = nn.Embedding(steps + 1, width)
         nn.init.normal_(self.step.weight, std=0.1)
@@ -67,10 +69,14 @@ class StepMLP(nn.Module):
         self.register_buffer("mask", mask if mask_groups > 1 else None, persistent=False)
 
     def forward(
-        self, x: Float[Tensor, "B ..."], prediction: Tensor, n: int | Int[Tensor, " B"]
+        self,
+        x: Float[Tensor, "B ..."],
+        prediction: Tensor,
+        n: int | Int[Tensor, " B"],
+        extra: Float[Tensor, "B extra"] | None = None,
     ) -> Float[Tensor, "B outputs"]:
         flat, clean = x.flatten(1), prediction.flatten(1)
-        features = [flat, clean]
+        features = [flat, clean] if extra is None else [flat, clean, extra]
         if len(self.bands):
             angles = (clean[:, :, None] * self.bands).flatten(1)
             features += [angles.sin(), angles.cos()]

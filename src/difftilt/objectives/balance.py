@@ -9,31 +9,40 @@ Source: Venkatraman et al. 2024, eq. 8-9 (arXiv 2405.20971); the log-variance fo
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.errors import InputError
+from difftilt.objectives.base import PathObjective, Scores
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The tensors an objective may read; nats, one number per path.
+class RTB(PathObjective):
+    """Relative trajectory balance.
 
     Arguments:
-        log_ratio: (B,) ``Λ``, the only entry that carries a gradient.
-        log_r: (B,) ``β log r(x_0)``.
-        log_z: (B,) learned ``log Z`` of each path's condition, with its own gradient, or None.
-        group: (B,) which paths share a condition (0 ... G - 1), or None: all do.
-        weight: (B,) non-negative weights, for the weighted likelihood.
+        log_z: "learned" (a parameter with its own learning rate) or "batch" (log-variance form).
+        residual_clip: beyond this many nats the squared residual goes on linearly; None: never.
     """
 
-    log_ratio: Float[Tensor, " B"]
-    log_r: Float[Tensor, " B"]
-    log_z: Float[Tensor, " B"] | None = None
-    group: Int[Tensor, " B"] | None = None
-    weight: Float[Tensor, " B"] | None = None
+    log_z: Literal["learned", "batch"] = "batch"
+    residual_clip: float | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"log_z"} if self.log_z == "learned" else ())
+
+    @property
+    def paths_per_group(self) -> int:
+        return 2 if self.log_z == "batch" else 1
+
+    def losses(self, scores: Scores) -> Float[Tensor, " B"]:
+        if self.log_z == "batch":
+            return log_variance(scores, self.residual_clip)
+        return relative_trajectory_balance(scores, self.residual_clip)
 
 
 def squared(residual: Float[Tensor, " B"], clip: float | None = None) -> Float[Tensor, " B"]:
@@ -76,5 +85,4 @@ def log_variance(scores: Scores, residual_clip: float | None = None) -> Float[Te
             "the log-variance form needs at least 2 paths per condition in a batch, got 1; "
             "raise batch (or paths_per_condition), or use a learned log Z"
         )
-    total = torch.zeros(len(count), dtype=gap.dtype, device=gap.device).index_add(0, group, gap)
-    return squared(gap - (total / count)[group], residual_clip)
+    return squared(scores.centred(gap), residual_clip)

@@ -10,7 +10,7 @@ Source: Peters & Schaal 2007 (reward-weighted regression); Norouzi et al. 2016 (
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.objectives.balance import Scores
+from difftilt.objectives.base import Scores
 
 
 def weighted_likelihood(scores: Scores) -> Float[Tensor, " B"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.errors import CheckpointError
+from difftilt.objectives.base import Objective, kinds
 from difftilt.posteriors import Posterior, Target
 from difftilt.sampling import Samples
 from difftilt.training.plan import Training
@@ -92,8 +93,18 @@ def _mean_log_r(drawn: Drawn) -> dict[str, Any]:
     }
 
 
+def to_config(value: Any) -> Any:
+    """A recipe as JSON-like values; an objective carries the name of its class."""
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: to_config(getattr(value, f.name)) for f in fields(value)}
+        return {"name": type(value).__name__, **named} if isinstance(value, Objective) else named
+    if isinstance(value, tuple | list):
+        return [to_config(v) for v in value]
+    return value
+
+
 def from_config(cls: type, config: Mapping[str, Any]) -> Any:
-    """Rebuild a dataclass from the dictionary that ``dataclasses.asdict`` made of it.
+    """Rebuild a dataclass from what ``to_config`` made of it.
 
     Raises:
         CheckpointError: a field is unknown.
@@ -110,11 +121,23 @@ def from_config(cls: type, config: Mapping[str, Any]) -> Any:
 
 
 def _value(hint: Any, value: Any) -> Any:
+    if hint is Objective:
+        options = {k: v for k, v in value.items() if k != "name"}
+        return from_config(_objective(value["name"]), options)
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return from_config(hint, value)
     if isinstance(value, list) and (hint is tuple or tuple in _origins(hint)):
         return tuple(value)
     return value
+
+
+def _objective(name: str) -> type[Objective]:
+    known = kinds()
+    if name not in known:
+        raise CheckpointError(
+            f"config.json names the objective {name!r}, which this version does not know"
+        )
+    return known[name]
 
 
 def _origins(hint: Any) -> set[Any]:

@@ -20,7 +20,7 @@ from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import CheckpointError
 from difftilt.noise import StreamNoise
 from difftilt.posteriors import Posterior, Sources
-from difftilt.recipes.base import Drawn, Job, Recipe, from_config
+from difftilt.recipes.base import Drawn, Job, Recipe, from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.rollouts import rollout
 from difftilt.sampling import Correction, Samples, sample_paths
@@ -45,7 +45,7 @@ Talk = Callable[[str], None]
 
 def config_text(name: str, recipe: Recipe) -> str:
     """The resolved configuration, as JSON."""
-    return json.dumps({"recipe": name, "config": dataclasses.asdict(recipe)}, indent=1)
+    return json.dumps({"recipe": name, "config": to_config(recipe)}, indent=1)
 
 
 def run(
@@ -110,7 +110,7 @@ def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str
         "difftilt": difftilt.__version__,
         "recipe": name,
         "command": command,
-        "config": json.loads(json.dumps(dataclasses.asdict(recipe))),
+        "config": to_config(recipe),
         "prior": {"source": prior.source, "fingerprint": prior.fingerprint},
         "machine": {
             "platform": platform.platform(),

@@ -46,7 +46,7 @@ from difftilt.training.state import TrainingState
 
 KEPT = 2
 POSTERIOR, TENSORS, STATE = "posterior.safetensors", "tensors.safetensors", "state.json"
-DECIDED = ("parameter/", "log_z/", "random/")
+DECIDED = ("parameter/", "value/", "log_z/", "random/")
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 Found = TypeVar("Found")

@@ -1,5 +1,7 @@
 """The warm start through the second door: denoising ends that were resampled by their reward."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,20 @@ from difftilt.chains import Path
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
 from difftilt.objectives.weighted import denoising
+from difftilt.training.outcome import Outcome, check, forget_gradients
+from difftilt.training.paths import draw_paths
 from difftilt.training.state import TrainingState
 from difftilt.transitions import rows_of
+
+
+def denoising_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:
+    """Draw pooled ends and accumulate one gradient."""
+    parts = draw_paths(state, beta)
+    forget_gradients(state)
+    path = Path.joined([scored.path for scored in parts.values()])
+    outcome = Outcome(denoising_gradient(state, path), parts, torch.zeros(path.batch))
+    check(state, outcome.losses, outcome.log_r)
+    yield outcome
 
 
 def denoising_gradient(state: TrainingState, path: Path) -> Tensor:

@@ -181,8 +181,8 @@ class _Record:
 
     def status(self, name: str, message: str = "") -> None:
         state = self.state
-        of = state.plan.steps
-        if state.plan.seconds is not None:
+        of, plan = state.plan.steps, state.plan
+        if plan.seconds is not None or plan.network_calls is not None:
             of = round(state.step / state.progress) if state.progress > 0 else 0
         self.run.set_status(name, state.step, of, state.elapsed, message)
 
@@ -207,16 +207,24 @@ class _Record:
 def _bar(metrics: Iterable[Metrics], state: TrainingState) -> Iterator[Metrics]:
     from tqdm import tqdm
 
-    by_clock = state.plan.seconds is not None
-    total = state.plan.steps if state.plan.seconds is None else state.plan.seconds
-    done = state.elapsed if by_clock else state.step
-    layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}" if by_clock else None
+    done, total, unit = _measure(state)
+    layout = f"{{l_bar}}{{bar}}| {{n:.0f}}/{{total:.0f}} {unit}{{postfix}}" if unit else None
     shown = _Shown()
     with tqdm(total=total, initial=done, bar_format=layout, file=sys.stderr) as bar:
         for each in metrics:
             bar.set_postfix_str(shown.text(each, state), refresh=False)
-            bar.update(min(total, state.elapsed if by_clock else state.step) - bar.n)
+            bar.update(min(total, _measure(state)[0]) - bar.n)
             yield each
+
+
+def _measure(state: TrainingState) -> tuple[float, float, str]:
+    """How far a training is, of how much, and in which unit ("": updates)."""
+    plan = state.plan
+    if plan.seconds is not None:
+        return state.elapsed, plan.seconds, "s"
+    if plan.network_calls is not None:
+        return state.network_calls / 1e6, plan.network_calls / 1e6, "M calls"
+    return state.step, plan.steps, ""
 
 
 def _lines(metrics: Iterable[Metrics], state: TrainingState) -> Iterator[Metrics]:

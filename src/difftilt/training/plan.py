@@ -4,19 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from difftilt.errors import InputError
-
-
-@dataclass(frozen=True)
-class RTB:
-    """Relative trajectory balance.
-
-    Arguments:
-        log_z: "learned" (a parameter with its own learning rate) or "batch" (log-variance form).
-        residual_clip: beyond this many nats the squared residual goes on linearly; None: never.
-    """
-
-    log_z: Literal["learned", "batch"] = "batch"
-    residual_clip: float | None = None
+from difftilt.objectives.balance import RTB
+from difftilt.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -99,6 +88,8 @@ class Training:
         steps: number of updates.
         seconds: stop after this wall time instead (steps is then no limit); not resumable bit for
             bit, because the schedules follow the clock.
+        network_calls: stop after this many states seen by any network instead; what methods are
+            compared at.
         batch: paths per update.
         warm_start: share of the training spent on the weighted likelihood of pooled paths.
         warm_start_loss: "likelihood" of pooled paths, or "denoising" of their ends (posteriors that
@@ -116,6 +107,7 @@ class Training:
 
     steps: int = 1000
     seconds: float | None = None
+    network_calls: int | None = None
     batch: int = 512
     warm_start: float = 0.4
     warm_start_loss: Literal["likelihood", "denoising"] = "likelihood"
@@ -128,7 +120,7 @@ class Training:
     beta_start: float | None = None
     beta_annealed: float = 0.5
     seed: int = 0
-    objective: RTB = field(default_factory=RTB)
+    objective: Objective = field(default_factory=RTB)
     optimisation: Optimisation = field(default_factory=Optimisation)
     behaviour: BehaviourWeights = field(default_factory=BehaviourWeights)
     replaying: Replaying = field(default_factory=Replaying)
@@ -145,8 +137,15 @@ class Training:
         for name, fine in checks.items():
             if not fine:
                 raise InputError(f"{name}={getattr(self, name)} is out of range")
-        if self.objective.log_z == "batch" and self.batch < 2:
+        least = self.objective.paths_per_group
+        if self.batch < least:
             raise InputError(
-                "the log-variance form (log_z='batch') needs at least 2 paths in a batch, got "
-                f"batch={self.batch}; raise batch or use log_z='learned'"
+                f"the log-variance form (log_z='batch') needs at least {least} paths in a batch, "
+                f"got batch={self.batch}; raise batch or use log_z='learned'"
+            )
+        elsewhere = sum(vars(self.behaviour).values()) - self.behaviour.on_policy
+        if self.objective.on_policy and (self.warm_start > 0 or elsewhere > 0):
+            raise InputError(
+                f"{type(self.objective).__name__} is an on-policy objective: it needs "
+                "warm_start=0 and behaviour=BehaviourWeights(on_policy=1, pool=0)"
             )

@@ -1,6 +1,6 @@
 """A training as named tensors and JSON: everything that the next update depends on.
 
-    parameter/  log_z/  optimiser/  behaviour/  buffer/  random/    and step, clock, rates
+    parameter/  value/  log_z/  optimiser/  behaviour/  buffer/  random/    and step, clock, rates
 
 What is forgotten here makes a resumed run differ from an uninterrupted one.
 """
@@ -17,7 +17,7 @@ from difftilt.errors import CheckpointError
 from difftilt.training.random_state import random_numbers, random_tensors, restore_random
 from difftilt.training.state import TrainingState
 
-FORMAT = 1
+FORMAT = 2
 
 Tensors = dict[str, Tensor]
 
@@ -54,6 +54,7 @@ class Snapshot:
             moments = _moments(_under(f"optimiser/{i}/", self.tensors))
             optimiser.load_state_dict({"state": moments, "param_groups": _as_tuples(groups)})
         state.step, state.elapsed = self.document["step"], self.document["elapsed"]
+        state.called = state.chain.calls.total - self.document["network_calls"]
         state.plan = replace(state.plan, chunk=self.document["chunk"])
         random = _under("random/", self.tensors)
         restore_random(state.generator, random, self.document["random"])
@@ -122,6 +123,8 @@ def _buffers(chain: Chain) -> Tensors:
 def _own_tensors(state: TrainingState) -> Tensors:
     """Tensors of fixed name and shape that are restored in place."""
     weights = {f"parameter/{k}": v.detach() for k, v in trained(state.chain).items()}
+    value = {} if state.value is None else state.value.state_dict()
+    weights |= {f"value/{k}": v for k, v in value.items()}
     return weights | {f"log_z/{k}": v for k, v in state.log_z.state_dict().items()}
 
 
@@ -141,6 +144,7 @@ def _document(state: TrainingState, identity: dict) -> dict[str, Any]:
         "format": FORMAT,
         "step": state.step,
         "elapsed": state.elapsed,
+        "network_calls": state.network_calls,
         "chunk": state.plan.chunk,
         "identity": identity,
         "optimisers": [optimiser.state_dict()["param_groups"] for optimiser in state.optimisers],

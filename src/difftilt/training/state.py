@@ -19,6 +19,7 @@ from difftilt.replay.behaviour import (
 )
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.training.plan import Optimisation, Training
+from difftilt.values import Value, VectorValue
 
 
 class LogPartition(nn.Module):
@@ -81,10 +82,16 @@ def hidden_matrices(module: nn.Module | None) -> list[nn.Parameter]:
     return [p for p in large if p.requires_grad]
 
 
-def optimisers(chain: Chain, log_z: nn.Module, plan: Optimisation) -> list[torch.optim.Optimizer]:
+def optimisers(
+    chain: Chain, log_z: nn.Module, plan: Optimisation, value: Value | None = None
+) -> list[torch.optim.Optimizer]:
     """Adam for all, or Muon for hidden matrices, and Adam of its own rate for ``log Z``."""
-    hidden = hidden_matrices(chain.kernel) if plan.hidden_learning_rate > 0 else []
-    others = [p for p in trainable(chain) if not any(p is h for h in hidden)]
+    hidden, every = [], trainable(chain)
+    if plan.hidden_learning_rate > 0:
+        hidden = hidden_matrices(chain.kernel) + hidden_matrices(value)
+    if value is not None:
+        every = every + [p for p in value.parameters() if not any(p is q for q in every)]
+    others = [p for p in every if not any(p is h for h in hidden)]
     made: list[torch.optim.Optimizer] = [
         torch.optim.Adam(
             [
@@ -113,6 +120,7 @@ class TrainingState:
         conditions: draws conditions, ``(count, generator) -> (count, ...)``, or None.
         labels: number of integer conditions for a learned ``log Z``; 0 otherwise.
         data: data for bridges, or None.
+        value: learned ``log h`` of objectives that need one, trained along, or None.
     """
 
     chain: Chain
@@ -122,6 +130,7 @@ class TrainingState:
     conditions: Callable[[int, torch.Generator], Tensor] | None = None
     labels: int = 0
     data: Tensor | None = None
+    value: Value | None = None
     step: int = 0
     elapsed: float = 0.0
     generator: torch.Generator = field(init=False)
@@ -131,17 +140,27 @@ class TrainingState:
         self.log_z = LogPartition(self.labels)
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
-        self.optimisers = optimisers(self.chain, self.log_z, self.plan.optimisation)
+        if self.value is None and "log_h" in self.plan.objective.needs:
+            self.value = VectorValue(self.chain.event_shape, self.chain.steps)
+        self.optimisers = optimisers(self.chain, self.log_z, self.plan.optimisation, self.value)
+        self.called = self.chain.calls.total
         replaying = self.plan.replaying
         self.buffer = ReplayBuffer(replaying.capacity, replaying.priority)
         self.behaviours = self._behaviours()
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, by updates or by the clock."""
+        """Share of the training that is done, by updates, network calls or the clock."""
         if self.plan.seconds is not None:
             return min(1.0, self.elapsed / self.plan.seconds)
+        if self.plan.network_calls is not None:
+            return min(1.0, self.network_calls / self.plan.network_calls)
         return min(1.0, self.step / self.plan.steps)
+
+    @property
+    def network_calls(self) -> int:
+        """States that networks have seen in this training."""
+        return self.chain.calls.total - self.called
 
     @property
     def warming(self) -> bool:
