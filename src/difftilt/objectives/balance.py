@@ -45,7 +45,7 @@ class RTB(PathObjective):
         return relative_trajectory_balance(scores, self.residual_clip)
 
 
-def squared(residual: Float[Tensor, " B"], clip: float | None = None) -> Float[Tensor, " B"]:
+def squared(residual: Float[Tensor, "..."], clip: float | None = None) -> Float[Tensor, "..."]:
     """``residual²``, or, beyond ``±clip`` nats, its linear continuation (Huber).
 
     The zero of the loss is the same; the gradient of a path is bounded by ``2 clip``.

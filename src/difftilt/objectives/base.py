@@ -65,6 +65,13 @@ class Scores:
         }
         return replace(self, **chosen)
 
+    def advantages(self, gains: Float[Tensor, "*rows B"]) -> Float[Tensor, "*rows B"]:
+        """Gains minus the mean of the *other* paths of the same condition: unbiased, detached."""
+        group = torch.zeros_like(self.log_r, dtype=torch.long) if self.group is None else self.group
+        count = torch.bincount(group)[group]
+        centred = torch.stack([self.centred(row) for row in gains.detach().reshape(-1, len(group))])
+        return (centred * count / (count - 1)).reshape(gains.shape)
+
     def centred(self, values: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Values minus their mean over the paths that share a condition."""
         group = torch.zeros_like(values, dtype=torch.long) if self.group is None else self.group
@@ -80,12 +87,10 @@ class Objective(ABC):  # noqa: B024
     Class attributes:
         door: how it sees the network.
         on_policy: whether its paths must be the posterior's own.
-        consistent: whether its optimum is the posterior; otherwise the summary says what it is.
     """
 
     door: ClassVar[Door] = "paths"
     on_policy: ClassVar[bool] = False
-    consistent: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:
@@ -94,6 +99,11 @@ class Objective(ABC):  # noqa: B024
         Any of "steps", "log_z", "log_h" (with it also "log_z"), "divergence", "drawn".
         """
         return frozenset()
+
+    @property
+    def consistent(self) -> bool:
+        """Whether its optimum is the posterior; if not, the class says what it is."""
+        return True
 
     @property
     def updates_per_batch(self) -> int:

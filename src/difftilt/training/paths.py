@@ -110,22 +110,20 @@ def _gradient(
     path, log_r = Path.joined(paths), torch.cat([scored.log_r for scored in parts.values()])
     direct = _one_chunk(state, path.batch)
     seen = _seen(state, path) if direct else _leaves(state, paths, path)
-    log_h = _log_h(state, path, beta, direct)
+    log_z, log_h = _log_z(state, path), _log_h(state, path, beta, direct)
     if drawn is None:
         drawn = seen.log_ratio.detach().clone()
-    losses = _losses(
-        state,
-        Scores(
-            seen.log_ratio.sum(0),
-            beta * log_r,
-            group=_groups(path),
-            steps=seen.log_ratio,
-            log_h=log_h,
-            divergence=seen.divergence,
-            drawn=drawn,
-        ),
-        path.condition,
+    scores = Scores(
+        seen.log_ratio.sum(0),
+        beta * log_r,
+        log_z,
+        _groups(path),
+        steps=seen.log_ratio,
+        log_h=None if log_h is None or log_z is None else torch.cat([log_h, log_z[None]]),
+        divergence=seen.divergence,
+        drawn=drawn,
     )
+    losses = _losses(state, scores)
     check(state, losses, log_r)
     losses.mean().backward()
     unknown = 0.0
@@ -136,7 +134,7 @@ def _gradient(
     return Outcome(losses.detach() + unknown, parts, ratios), drawn
 
 
-def _losses(state: TrainingState, scores: Scores, condition: Tensor | None) -> Tensor:
+def _losses(state: TrainingState, scores: Scores) -> Tensor:
     objective = state.plan.objective
     # A path of zero reward has an infinite residual; it teaches through its finite neighbours only.
     finite = torch.isfinite(scores.log_r)
@@ -146,12 +144,6 @@ def _losses(state: TrainingState, scores: Scores, condition: Tensor | None) -> T
     if state.warming:
         return weighted_likelihood(scores)
     assert isinstance(objective, PathObjective)
-    if {"log_z", "log_h"} & objective.needs:
-        learned = state.log_z(len(scores.log_r), None if condition is None else condition[finite])
-        scores = replace(scores, log_z=learned)
-    if scores.log_h is not None:
-        assert scores.log_z is not None
-        scores = replace(scores, log_h=torch.cat([scores.log_h, scores.log_z[None]]))
     if objective.paths_per_group > 1:
         scores = _comparable(scores)
     return objective.losses(scores)
@@ -202,6 +194,13 @@ def _ratios(state: TrainingState, paths: list[Path]) -> Tensor:
     chain, chunk = state.chain, state.plan.chunk
     known = [log_ratio(chain, p, chunk) if p.log_ratio is None else p.log_ratio for p in paths]
     return torch.cat(known)
+
+
+def _log_z(state: TrainingState, path: Path) -> Tensor | None:
+    """The learned ``log Z`` of each path's condition, with a graph."""
+    if state.warming or not {"log_z", "log_h"} & state.plan.objective.needs:
+        return None
+    return state.log_z(path.batch, path.condition)
 
 
 def _log_h(state: TrainingState, path: Path, beta: float, direct: bool) -> Tensor | None:

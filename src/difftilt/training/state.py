@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.chains import Chain
+from difftilt.noise import seeded
 from difftilt.replay.behaviour import (
     Behaviour,
     DataBridges,
@@ -141,7 +142,8 @@ class TrainingState:
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
         if self.value is None and "log_h" in self.plan.objective.needs:
-            self.value = VectorValue(self.chain.event_shape, self.chain.steps)
+            with seeded(torch.Generator().manual_seed(self.plan.seed)):
+                self.value = VectorValue(self.chain.event_shape, self.chain.steps)
         self.optimisers = optimisers(self.chain, self.log_z, self.plan.optimisation, self.value)
         self.called = self.chain.calls.total
         replaying = self.plan.replaying
