@@ -69,14 +69,16 @@ def test_dpok_comes_near_but_keeps_its_bias():
 
 @pytest.mark.parametrize("name", [*CONSISTENT, "DPOK"])
 def test_the_chunk_does_not_change_the_update(name: str):
-    """Two passes in chunks and one pass with a graph: the same parameters after two updates."""
+    """Two passes in chunks and one pass with a graph: the same gradient of the first update."""
     objective = DPOK() if name == "DPOK" else CONSISTENT[name][0]
     found = []
     for chunk in (16_384, 40):
-        state = fitted(objective, steps=2, chunk=chunk)
+        state = fitted(objective, steps=1, chunk=chunk, gradient_clip=None)
         value = [] if state.value is None else list(state.value.parameters())
-        found.append(torch.cat([p.detach().flatten() for p in [*state.parameters, *value]]))
-    assert torch.allclose(found[0], found[1], atol=2e-4)
+        seen = [p.grad.flatten() for p in [*state.parameters, *value] if p.grad is not None]
+        found.append(torch.cat(seen))
+    assert float(found[0].norm()) > 1e-3
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-5
 
 
 def test_every_objective_of_the_first_door_is_tested_here():
