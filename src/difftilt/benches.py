@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,40 +11,82 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.errors import InputError
-from difftilt.recipes.exact import bench_rows
+from difftilt.recipes.methods import Bench, Effort, default_methods
+from difftilt.report.comparison import compared, draw_comparison
 from difftilt.report.tables import Column
 from difftilt.tasks.exact import problems
 
-HEADLINE = ("gmm9of25", "ring8_alpha10", "rare_corner", "wells_d8", "linear_gaussian_d10")
+GAUSSIAN_PROBLEMS = (
+    "gmm9of25",
+    "ring8_alpha3",
+    "ring8_alpha10",
+    "ring8_alpha20",
+    "linear_gaussian_d10",
+    "rare_corner",
+)
+CALLS = 5_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a bench found.
+
+    Arguments:
+        rows: one per problem, method and seed; what the JSON file has.
+        shown: rows of the terminal's table.
+        columns: of the terminal's table.
+        legend: what the short titles mean, and in which units.
+    """
+
+    rows: list[dict[str, Any]]
+    shown: list[dict[str, Any]]
+    columns: list[Column]
+    legend: str
 
 
 def exact(
     problem: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     method: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
-    budget: float = 60.0,
+    calls: int = CALLS,
+    budget: float | None = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-) -> list[dict[str, Any]]:
+    figure: Path | None = None,
+) -> Result:
     """Every method on every problem with a known answer.
 
     Args:
-        problem: name of a problem (may be repeated); default a short list.
-        method: name of a method (may be repeated); default "rtb" and "importance".
+        problem: name of a problem (may be repeated); default six Gaussian ones.
+        method: name of a method (may be repeated); default all but the ablations.
         seeds: seeds of the trainings.
-        budget: seconds of training of each.
+        calls: network calls of each training (one state seen by one network is one call).
+        budget: seconds of each training instead of calls.
         json_file: write the rows there as JSON.
+        figure: draw the comparison there (.png or .svg).
     """
     _check_names(problem)
-    rows = []
-    for row in bench_rows(
-        list(problem or HEADLINE), list(method or ("rtb", "importance")), list(seeds), budget
-    ):
+    effort = Effort(calls if budget is None else None, budget)
+    chosen = list(method) or default_methods()
+    bench = Bench(list(problem or GAUSSIAN_PROBLEMS), chosen, list(seeds), effort)
+    rows, started = [], time.monotonic()
+    for row in bench.rows():
         rows.append(row)
-        print(f"{row['problem']} {row['method']} seed {row['seed']}: done", file=sys.stderr)
+        _told(row, len(rows), len(bench), started)
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(rows, indent=1) + "\n")
-    return rows
+    if figure is not None:
+        draw_comparison(rows, ("ess", "log_z_error"), figure)
+    if len(chosen) == 1 or len(seeds) == 1:
+        return Result(rows, rows, EXACT_COLUMNS, EXACT_LEGEND)
+    shown = compared(rows, [c.key for c in EXACT_COLUMNS if c.key != "seed"], best="ess")
+    return Result(rows, shown, COMPARED_COLUMNS, EXACT_LEGEND + COMPARED_LEGEND)
+
+
+def _told(row: dict[str, Any], done: int, of: int, started: float) -> None:
+    left = (time.monotonic() - started) / done * (of - done)
+    what = f"{row['problem']} {row['method']} seed {row['seed']}: ESS {row['ess']:.3f}"
+    print(f"[{done}/{of}, {left / 60:.0f} min left] {what}", file=sys.stderr, flush=True)
 
 
 def _check_names(chosen: Iterable[str]) -> None:
@@ -59,16 +102,12 @@ class Table:
     """A table of the bench.
 
     Arguments:
-        rows: makes its rows; its parameters are the command's options.
+        run: makes it; its parameters are the command's options.
         summary: one line.
-        columns: what the terminal shows of a row; JSON has all of it.
-        legend: what the short titles mean, and in which units.
     """
 
-    rows: Callable[..., list[dict[str, Any]]]
+    run: Callable[..., Result]
     summary: str
-    columns: list[Column]
-    legend: str
 
 
 EXACT_COLUMNS = [
@@ -89,13 +128,17 @@ EXACT_COLUMNS = [
     Column("reward_calls", "r calls"),
     Column("seconds", "s", 2),
 ]
+COMPARED_COLUMNS = [
+    Column("problem"),
+    Column("method"),
+    *[c for c in EXACT_COLUMNS[3:] if c.key not in ("k_hat", "energy_p", "c2st", "elbo_gap")],
+]
 EXACT_LEGEND = """\
 log Z err, gaps: nats; ESS: share of the draws; TV: of mode weights, raw and importance-weighted;
 energy, p: energy distance and its p-value; C2ST: accuracy of a classifier, 0.5 is best;
 calls and s (seconds): of the training alone."""
+COMPARED_LEGEND = """
+Best ESS first within each problem; mean ± standard deviation over the seeds (log Z err: of its
+absolute value)."""
 
-TABLES = {
-    "exact": Table(
-        exact, "every method on problems with a known answer", EXACT_COLUMNS, EXACT_LEGEND
-    )
-}
+TABLES = {"exact": Table(exact, "every method on problems with a known answer")}

@@ -202,10 +202,9 @@ def bench(words: list[str], command: list[str]) -> None:
         return
     if words[0] not in benches.TABLES:
         raise InputError(f"unknown table {words[0]!r}; choose one of {', '.join(benches.TABLES)}")
-    table = benches.TABLES[words[0]]
-    rows = _parse(table.rows, words[1:], f"bench {words[0]}")
-    print(render_table(table.columns, rows))
-    _talk(table.legend)
+    found = _parse(benches.TABLES[words[0]].run, words[1:], f"bench {words[0]}")
+    print(render_table(found.columns, found.shown))
+    _talk(found.legend)
 
 
 def list_all(words: list[str], command: list[str]) -> None:
@@ -245,7 +244,7 @@ def _problem_lines() -> list[str]:
 
 
 def _method_lines() -> list[str]:
-    from difftilt.recipes.exact import methods
+    from difftilt.recipes.methods import methods
 
     lines = [f"  {name:<22} {method.summary}" for name, method in methods().items()]
     return ["Methods (difftilt bench exact --method NAME)", *lines]

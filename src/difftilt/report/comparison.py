@@ -1,0 +1,110 @@
+"""Many methods side by side: rows of several seeds made one, sorted, and drawn."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from difftilt.errors import InputError, require
+from difftilt.report.tables import Cell, Spread
+
+Row = Mapping[str, Any]
+AXES = {"ess": "effective sample size", "log_z_error": "|error of log Z|, nats"}
+
+
+def compared(rows: Sequence[Row], keys: Sequence[str], best: str) -> list[dict[str, Any]]:
+    """One row per problem and method: mean and spread over the seeds, the best first.
+
+    Arguments:
+        rows: with "problem", "method" and numbers (or None).
+        keys: what the result has of each.
+        best: the key by which methods are sorted, largest first.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["problem"], row["method"]), []).append(row)
+    order = list(dict.fromkeys(row["problem"] for row in rows))
+
+    def rank(names: tuple[str, str]) -> tuple[int, float]:
+        values = _values(groups[names], best)
+        return order.index(names[0]), -statistics.fmean(values) if values else math.inf
+
+    return [{key: _cell(groups[names], key) for key in keys} for names in sorted(groups, key=rank)]
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    signed = [row[key] for row in rows if row[key] is not None]
+    return [abs(v) for v in signed] if key == "log_z_error" else signed
+
+
+def _cell(rows: Sequence[Row], key: str) -> Cell:
+    if isinstance(rows[0][key], str):
+        return rows[0][key]
+    values = _values(rows, key)
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    if (
+        len(values) == 1
+        or not all(map(math.isfinite, values))
+        or key.endswith("_calls")
+        or key == "seconds"
+    ):
+        return round(mean) if key.endswith("_calls") else mean
+    return Spread(mean, statistics.stdev(values))
+
+
+def draw_comparison(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:
+    """A dot for each seed: methods from top to bottom, a column per key, a band per problem.
+
+    Arguments:
+        rows: as of ``compared``.
+        keys: two or more of the figures; "log_z_error" is drawn by size on a log axis.
+        path: .png, .svg or .pdf.
+
+    Raises:
+        InputError: the file's ending names no format.
+        MissingPackage: matplotlib is not installed.
+    """
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"{path} should end in .png, .svg or .pdf")
+    require("matplotlib", "report")
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["problem"] for row in rows))
+    order = {name: _order(rows, name, keys[0]) for name in names}
+    heights = [1 + len(order[name]) for name in names]
+    figure = Figure(figsize=(4.2 * len(keys), 0.24 * sum(heights) + 0.6), layout="constrained")
+    grid = figure.subplots(len(names), len(keys), squeeze=False, height_ratios=heights)
+    for line, name in zip(grid, names, strict=True):
+        for axes, key in zip(line, keys, strict=True):
+            _dots(axes, [r for r in rows if r["problem"] == name], order[name], key)
+        line[0].set_title(name, loc="left", fontsize=10)
+        for axes in line[1:]:
+            axes.set_yticklabels([])
+    for axes, key in zip(grid[-1], keys, strict=True):
+        axes.set_xlabel(AXES.get(key, key), fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _order(rows: Sequence[Row], problem: str, key: str) -> list[str]:
+    found = compared([r for r in rows if r["problem"] == problem], ["method"], key)
+    return [row["method"] for row in found]
+
+
+def _dots(axes: Any, rows: Sequence[Row], order: Sequence[str], key: str) -> None:
+    for i, method in enumerate(order):
+        values = _values([r for r in rows if r["method"] == method], key)
+        axes.plot(values, [i] * len(values), "o", ms=4, alpha=0.7, color="#dd6b20")
+    axes.set_yticks(range(len(order)), order, fontsize=8)
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="y", alpha=0.3)
+    if key == "log_z_error":
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, 1)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

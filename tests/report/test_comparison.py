@@ -1,0 +1,68 @@
+"""Methods side by side: means, spreads and order by hand; the figure is a picture."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from difftilt.errors import InputError
+from difftilt.report.comparison import compared, draw_comparison
+from difftilt.report.tables import Spread
+
+
+def row(problem: str, method: str, seed: int, ess: float, error: float, tv: float | None = None):
+    return {
+        "problem": problem,
+        "method": method,
+        "seed": seed,
+        "ess": ess,
+        "log_z_error": error,
+        "mode_tv_raw": tv,
+        "network_calls": 100 + seed,
+        "seconds": 1.5,
+    }
+
+
+ROWS = [
+    row("two", "poor", 0, 0.1, 0.5),
+    row("two", "good", 0, 0.8, -0.02),
+    row("two", "good", 1, 0.9, 0.04),
+    row("one", "good", 0, 0.5, math.inf, 0.3),
+    row("one", "good", 1, 0.7, 0.1, 0.2),
+]
+KEYS = ["problem", "method", "ess", "log_z_error", "mode_tv_raw", "network_calls", "seconds"]
+
+
+def test_seeds_become_a_mean_and_a_spread_and_the_best_come_first():
+    found = compared(ROWS, KEYS, best="ess")
+    assert [(r["problem"], r["method"]) for r in found] == [
+        ("two", "good"),
+        ("two", "poor"),
+        ("one", "good"),
+    ]
+    good = found[0]
+    assert good["ess"].value == pytest.approx(0.85)
+    assert good["ess"].spread == pytest.approx(0.05 * math.sqrt(2))
+    # An error counts by its size: +0.04 and -0.02 do not cancel.
+    assert good["log_z_error"].value == pytest.approx(0.03)
+    assert good["mode_tv_raw"] is None
+    assert good["network_calls"] == 100 and good["seconds"] == 1.5
+
+
+def test_one_seed_has_no_spread_and_an_infinite_error_none():
+    _, poor, one = compared(ROWS, KEYS, best="ess")
+    assert poor["ess"] == 0.1 and poor["log_z_error"] == 0.5
+    assert one["log_z_error"] == math.inf and isinstance(one["mode_tv_raw"], Spread)
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_the_figure_is_a_picture(ending: str, tmp_path: Path):
+    path = tmp_path / "new" / f"figure{ending}"
+    draw_comparison([r for r in ROWS if r["problem"] == "two"], ("ess", "log_z_error"), path)
+    start = path.read_bytes()[:200]
+    assert start.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in path.read_bytes()
+
+
+def test_another_ending_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"figure\.doc should end in \.png, \.svg or \.pdf"):
+        draw_comparison(ROWS, ("ess",), tmp_path / "figure.doc")
