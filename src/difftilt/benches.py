@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.errors import InputError
+from difftilt.recipes.image_methods import ImageBench, image_methods
 from difftilt.recipes.methods import Bench, Effort, default_methods
 from difftilt.report.comparison import compared, draw_comparison
 from difftilt.report.tables import Column
@@ -25,6 +26,8 @@ GAUSSIAN_PROBLEMS = (
     "rare_corner",
 )
 CALLS = 5_000_000
+IMAGE_TARGETS = ("bag", "trouser", "footwear")
+IMAGE_CALLS = 100_000
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,49 @@ def exact(
     effort = Effort(calls if budget is None else None, budget)
     chosen = list(method) or default_methods()
     bench = Bench(list(problem or GAUSSIAN_PROBLEMS), chosen, list(seeds), effort)
+    rows = _all_rows(bench, json_file)
+    if figure is not None:
+        draw_comparison(rows, ("ess", "log_z_error"), figure)
+    if len(chosen) == 1 or len(seeds) == 1:
+        return Result(rows, rows, EXACT_COLUMNS, EXACT_LEGEND)
+    shown = compared(rows, [c.key for c in EXACT_COLUMNS if c.key != "seed"], best="ess")
+    return Result(rows, shown, COMPARED_COLUMNS, EXACT_LEGEND + COMPARED_LEGEND)
+
+
+def images(
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    method: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    seeds: tuple[int, ...] = (0,),
+    calls: int = IMAGE_CALLS,
+    samples: int = 1024,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    figure: Path | None = None,
+) -> Result:
+    """The vision table: methods beside rejection truth on the shipped image prior.
+
+    Args:
+        target: wanted garments, e.g. bag, footwear or even (may be repeated).
+        method: name of a method (may be repeated); default all.
+        seeds: seeds of the trainings.
+        calls: network calls of each training.
+        samples: drawn of each sampler.
+        json_file: write the rows there as JSON.
+        figure: draw the comparison there (.png or .svg).
+    """
+    chosen = list(method) or list(image_methods())
+    bench = ImageBench(list(target or IMAGE_TARGETS), chosen, list(seeds), calls, samples)
+    rows = _all_rows(bench, json_file)
+    if figure is not None:
+        draw_comparison(rows, ("frechet", "diversity", "ess"), figure)
+    if len(seeds) == 1:
+        return Result(rows, rows, IMAGE_COLUMNS, IMAGE_LEGEND)
+    keys = [c.key for c in IMAGE_COLUMNS if c.key != "seed"]
+    shown = compared(rows, keys, best="frechet", largest=False)
+    return Result(rows, shown, [c for c in IMAGE_COLUMNS if c.key != "seed"], IMAGE_LEGEND)
+
+
+def _all_rows(bench: Bench | ImageBench, json_file: Path | None) -> list[dict[str, Any]]:
+    """The rows of a bench, written down as they come."""
     rows, started = [], time.monotonic()
     for row in bench.rows():
         rows.append(row)
@@ -75,12 +121,7 @@ def exact(
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(rows, indent=1) + "\n")
-    if figure is not None:
-        draw_comparison(rows, ("ess", "log_z_error"), figure)
-    if len(chosen) == 1 or len(seeds) == 1:
-        return Result(rows, rows, EXACT_COLUMNS, EXACT_LEGEND)
-    shown = compared(rows, [c.key for c in EXACT_COLUMNS if c.key != "seed"], best="ess")
-    return Result(rows, shown, COMPARED_COLUMNS, EXACT_LEGEND + COMPARED_LEGEND)
+    return rows
 
 
 def _told(row: dict[str, Any], done: int, of: int, started: float) -> None:
@@ -141,4 +182,26 @@ COMPARED_LEGEND = """
 Best ESS first within each problem; mean ± standard deviation over the seeds (log Z err: of its
 absolute value)."""
 
-TABLES = {"exact": Table(exact, "every method on problems with a known answer")}
+IMAGE_COLUMNS = [
+    Column("problem", "target"),
+    Column("method"),
+    Column("seed"),
+    Column("log_r", "mean log r"),
+    Column("frechet", "Fréchet"),
+    Column("diversity", "diversity"),
+    Column("log_z_error", "log Z err", 2),
+    Column("ess", "ESS", 2),
+    Column("network_calls", "net calls"),
+    Column("seconds", "s", 2),
+    Column("peak_mb", "peak MB"),
+]
+IMAGE_LEGEND = """\
+mean log r: nats, of the reward's classifier; Fréchet: distance to rejection truth in the features
+of the held-out classifier; diversity: mean pairwise distance there, as a share of the truth's;
+log Z err: importance estimate minus rejection estimate, nats; ESS: share of the draws;
+net calls, s (seconds), peak MB (growth of the process): of the training alone."""
+
+TABLES = {
+    "exact": Table(exact, "every method on problems with a known answer"),
+    "images": Table(images, "the vision table: classes of garments beside rejection truth"),
+}

@@ -10,25 +10,35 @@ from difftilt.errors import InputError, require
 from difftilt.report.tables import Cell, Spread
 
 Row = Mapping[str, Any]
-AXES = {"ess": "effective sample size", "log_z_error": "|error of log Z|, nats"}
+AXES = {
+    "ess": "effective sample size",
+    "log_z_error": "|error of log Z|, nats",
+    "frechet": "Fréchet distance to the truth",
+    "diversity": "diversity, share of the truth's",
+}
 
 
-def compared(rows: Sequence[Row], keys: Sequence[str], best: str) -> list[dict[str, Any]]:
+def compared(
+    rows: Sequence[Row], keys: Sequence[str], best: str, largest: bool = True
+) -> list[dict[str, Any]]:
     """One row per problem and method: mean and spread over the seeds, the best first.
 
     Arguments:
         rows: with "problem", "method" and numbers (or None).
         keys: what the result has of each.
-        best: the key by which methods are sorted, largest first.
+        best: the key by which methods are sorted.
+        largest: whether the largest comes first.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["problem"], row["method"]), []).append(row)
     order = list(dict.fromkeys(row["problem"] for row in rows))
 
+    sign = -1 if largest else 1
+
     def rank(names: tuple[str, str]) -> tuple[int, float]:
         values = _values(groups[names], best)
-        return order.index(names[0]), -statistics.fmean(values) if values else math.inf
+        return order.index(names[0]), (sign * statistics.fmean(values)) if values else math.inf
 
     return [{key: _cell(groups[names], key) for key in keys} for names in sorted(groups, key=rank)]
 
@@ -90,7 +100,7 @@ def draw_comparison(rows: Sequence[Row], keys: Sequence[str], path: Path) -> Non
 
 
 def _order(rows: Sequence[Row], problem: str, key: str) -> list[str]:
-    found = compared([r for r in rows if r["problem"] == problem], ["method"], key)
+    found = compared([r for r in rows if r["problem"] == problem], ["method"], key, key == "ess")
     return [row["method"] for row in found]
 
 
@@ -104,7 +114,9 @@ def _dots(axes: Any, rows: Sequence[Row], order: Sequence[str], key: str) -> Non
     axes.grid(axis="y", alpha=0.3)
     if key == "log_z_error":
         axes.set_xscale("log")
-    else:
+    elif key == "ess":
         axes.set_xlim(0, 1)
+    else:
+        axes.set_xlim(left=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

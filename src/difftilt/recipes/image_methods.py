@@ -1,0 +1,243 @@
+"""The paper's vision table on the shipped image prior: methods beside rejection truth.
+
+Every trained method gets a full copy of the prior's network and the same number of network calls.
+Truth is rejection: prior samples accepted with probability ``r^β``. Diversity and the Fréchet
+distance are in the features of the held-out classifier, which no training has seen.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difftilt.chains import Chain
+from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
+from difftilt.errors import InputError
+from difftilt.objectives.policy import DDPO, DPOK
+from difftilt.posteriors import Posterior, Target, load
+from difftilt.recipes.fashion import Fashion
+from difftilt.rewards import ClassifierReward
+from difftilt.sampling import Samples
+from difftilt.tasks.images import (
+    FASHION_CLASSES,
+    diversity,
+    fashion_prior_folder,
+    features,
+    frechet_distance,
+    load_classifier,
+)
+from difftilt.training.loop import train
+from difftilt.training.plan import BehaviourWeights, Training
+
+STEPS = 20
+TRUTH_DRAWS = 8192
+
+
+@dataclass(frozen=True)
+class ImageTarget:
+    """Which garments are wanted.
+
+    Arguments:
+        labels: indices of the classes; their probabilities are added.
+        summary: one line.
+    """
+
+    labels: tuple[int, ...]
+    summary: str
+
+
+def image_targets() -> dict[str, ImageTarget]:
+    """The vision table's targets by name."""
+    single = {
+        name.replace(" ", "_").lower(): ImageTarget((i,), f"one class: {name}")
+        for i, name in enumerate(FASHION_CLASSES)
+    }
+    return single | {
+        "footwear": ImageTarget((5, 7, 9), "a union: sandal, sneaker or ankle boot"),
+        "even": ImageTarget((0, 2, 4, 6, 8), "the classes of even number"),
+    }
+
+
+Maker = Callable[[Target, int, int], Chain]
+
+
+def _plan(calls: int, seed: int) -> Training:
+    return replace(Fashion().training, network_calls=calls, seed=seed)
+
+
+def _trained(change: Callable[[Training], Training] = lambda plan: plan) -> Maker:
+    def make(target: Target, calls: int, seed: int) -> Chain:
+        torch.manual_seed(seed)
+        posterior = target.posterior(Fashion().form.build())
+        state = target.state(posterior, change(_plan(calls, seed)))
+        for _ in train(state, None):
+            pass
+        state.use_average()
+        return posterior.chain
+
+    return make
+
+
+def _on_policy(plan: Training) -> Training:
+    behaviour = BehaviourWeights(on_policy=1.0, pool=0.0)
+    optimisation = replace(plan.optimisation, learning_rate=1e-4, balance_scale=1.0)
+    return replace(
+        plan, warm_start=0.0, behaviour=behaviour, subset=None, optimisation=optimisation
+    )
+
+
+def _ddpo(plan: Training) -> Training:
+    return replace(_on_policy(plan), objective=DDPO(0.2, updates=2))
+
+
+def _dpok(plan: Training) -> Training:
+    return replace(_on_policy(plan), objective=DPOK())
+
+
+def image_methods() -> dict[str, Maker]:
+    """The vision table's methods by name."""
+    return {
+        "rtb": _trained(),
+        "reward_weighted": _trained(lambda plan: replace(plan, warm_start=1.0)),
+        "ddpo": _trained(_ddpo),
+        "dpok": _trained(_dpok),
+        "importance": lambda target, calls, seed: target.prior.chain,
+    }
+
+
+@dataclass(frozen=True)
+class ImageBench:
+    """What the vision table runs.
+
+    Arguments:
+        targets: by name.
+        methods: by name.
+        seeds: of the trainings.
+        calls: network calls of each training.
+        samples: drawn of each sampler.
+
+    Raises:
+        InputError: an unknown target or method.
+    """
+
+    targets: list[str]
+    methods: list[str]
+    seeds: list[int]
+    calls: int
+    samples: int
+
+    def __post_init__(self) -> None:
+        for chosen, known, what in (
+            (self.targets, image_targets(), "target"),
+            (self.methods, image_methods(), "method"),
+        ):
+            for name in chosen:
+                if name not in known:
+                    raise InputError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
+
+    def __len__(self) -> int:
+        return len(self.targets) * len(self.methods) * len(self.seeds)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per target, method and seed, each made in a process of its own.
+
+        A fresh process is what its peak memory is measured of.
+        """
+        context = multiprocessing.get_context("spawn")
+        for target in self.targets:
+            truth = truth_of(target)
+            for method in self.methods:
+                for seed in self.seeds:
+                    with context.Pool(1) as pool:
+                        run = ImageRun(target, method, seed, self.calls, self.samples)
+                        yield pool.apply(image_row, (run, truth))
+
+
+@dataclass(frozen=True)
+class ImageRun:
+    """One cell of the vision table; as of ``ImageBench``."""
+
+    target: str
+    method: str
+    seed: int
+    calls: int
+    samples: int
+
+
+def image_row(run: ImageRun, truth: "ImageTruth") -> dict[str, Any]:
+    """Make one sampler of one target and measure it."""
+    target = build_target(run.target)
+    before = _peak()
+    start = time.perf_counter()
+    chain = image_methods()[run.method](target, run.calls, run.seed)
+    seconds = time.perf_counter() - start
+    spent, peak = chain.calls.total, _peak() - before
+    drawn = Posterior(target, chain).draw(run.samples, run.seed + 1)
+    return {
+        "problem": run.target,
+        "method": run.method,
+        "seed": run.seed,
+        **_figures(drawn, truth),
+        "network_calls": spent,
+        "seconds": seconds,
+        "peak_mb": peak,
+    }
+
+
+def build_target(name: str) -> Target:
+    """The shipped prior tilted towards some garments."""
+    reward = ClassifierReward(load_classifier("reward"), image_targets()[name].labels)
+    return load(fashion_prior_folder(), STEPS).tilt(reward)
+
+
+@dataclass(frozen=True)
+class ImageTruth:
+    """Rejection truth of a target.
+
+    Arguments:
+        members: accepted prior samples.
+        log_z: of all of them, nats.
+        standard_error: of ``log_z``.
+    """
+
+    members: Tensor
+    log_z: float
+    standard_error: float
+
+
+@cache
+def truth_of(name: str, draws: int = TRUTH_DRAWS) -> ImageTruth:
+    """Prior samples accepted with probability r; the same ones for every method and seed."""
+    target = build_target(name)
+    drawn = Posterior(target, target.prior.chain).draw(draws, seed=90_001)
+    assert drawn.log_r is not None
+    uniform = torch.rand(draws, generator=torch.Generator().manual_seed(90_002))
+    r = drawn.log_r.double().exp()
+    error = float(r.std() / r.mean()) / draws**0.5
+    members = drawn.x_0[uniform.log() < drawn.log_r]
+    return ImageTruth(members, float(r.mean().log()), error)
+
+
+def _figures(drawn: Samples, truth: ImageTruth) -> dict[str, float]:
+    assert drawn.log_r is not None and drawn.log_w is not None
+    judge = load_classifier("heldout")
+    seen, exact = features(judge, drawn.x_0), features(judge, truth.members)
+    return {
+        "log_r": float(drawn.log_r.mean()),
+        "frechet": frechet_distance(seen, exact),
+        "diversity": diversity(seen) / diversity(exact),
+        "log_z_error": log_evidence(drawn.log_w).value - truth.log_z,
+        "ess": effective_sample_size(drawn.log_w),
+    }
+
+
+def _peak() -> float:
+    """Largest resident memory of this process so far, MB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
