@@ -5,9 +5,9 @@ places:
 
 * as a *prior*, ``replace(chain, denoiser=ClassifierFreeGuidance(...))``: targets and certificates
   are then relative to the guided sampler's own law (which is no power of a density);
-* as a *kernel* on the conditional prior, ``DenoiserKernel(ClassifierFreeGuidance(...), diffusion)``:
-  it then stands for the reward ``p(condition given x)^(guidance_scale - 1)``, and the certificate
-  says how near it is to that target or to another.
+* as a *kernel* on the conditional prior, ``DenoiserKernel(ClassifierFreeGuidance(...), ...)``: it
+  then stands for the reward ``p(condition given x)^(guidance_scale - 1)``, and the certificate says
+  how near it is to that target or to another.
 """
 
 import math
