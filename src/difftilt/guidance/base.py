@@ -191,16 +191,20 @@ def reconstruction_variance(
 
 
 def check_scale(scale: float) -> None:
-    """Raises:
-    InputError: a guidance scale that is not finite.
+    """A guidance scale has to be a number.
+
+    Raises:
+        InputError: it is not finite.
     """
     if not math.isfinite(scale):
         raise InputError(f"a guidance scale is a finite number, got {scale}")
 
 
 def check_data_std(data_std: float) -> None:
-    """Raises:
-    InputError: not a positive finite number.
+    """The standard deviation of data has to be a positive number.
+
+    Raises:
+        InputError: it is not, or not finite.
     """
     if not 0 < data_std < math.inf:
         raise InputError(f"data_std is a positive finite number, got {data_std}")
