@@ -26,6 +26,7 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.forms import Form, FullCopy, Perceptron
+from difftilt.guidance.base import Guidance
 from difftilt.kernels import VectorKernel
 from difftilt.rewards import CheckedReward, as_reward, reward_bound
 from difftilt.sampling import (
@@ -133,6 +134,39 @@ class Target:
         """``log r`` of the chain's ends, decoded first where the prior decodes."""
         return self.log_reward(self.prior.decoded(x_0), condition)
 
+    def differentiable_score(
+        self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None
+    ) -> Tensor:
+        """``score`` with its graph, decoding included, for methods that follow ``∇ log r``."""
+        return self.log_reward.differentiable(self.prior.decoded(x_0), condition)
+
+    def guided(self, method: Guidance) -> "Posterior":
+        """A sampler without training: the prior, guided at every step.
+
+        Arguments:
+            method: e.g. ``DPS()``.
+
+        Raises:
+            InputError: the prior has no stochastic step, or the method does not fit the reward.
+        """
+        reward = CheckedReward(
+            self.differentiable_score, name=self.log_reward.name, bound=self.log_bound
+        )
+        kernel = method.kernel(self.prior.chain, reward, self.beta)
+        return Posterior(self, self.prior.chain.tilted(kernel), method)
+
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        method: Guidance,
+        correct: Correction | None = None,
+        effort: int = 4,
+    ) -> Float[Tensor, "n ..."]:
+        """``n`` samples (decoded) without training: ``guided(method).sample(n, ...)``."""
+        return self.guided(method).sample(n, seed, correct, effort)
+
     def posterior(self, form: Form | None = None, initial: bool = False) -> "Posterior":
         """The untrained posterior of a form: equal to the prior, to the bit.
 
@@ -213,17 +247,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A sampler of a target. Made by ``Target.fit`` or ``Target.posterior``.
+    """A sampler of a target. Made by ``Target.fit``, ``Target.posterior`` or ``Target.guided``.
 
     Arguments:
         target: what it aims at.
         chain: the tilted chain.
-        form: what carries it.
+        form: what carries it: a trained form, or a method of guidance.
     """
 
     target: Target
     chain: Chain
-    form: Form = field(default_factory=FullCopy)
+    form: Form | Guidance = field(default_factory=FullCopy)
 
     def given(self, condition: Tensor) -> "Posterior":
         """This posterior with a condition (1, ...) or (n, ...) bound."""

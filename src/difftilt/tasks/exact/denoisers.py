@@ -69,7 +69,8 @@ class ProductMixtureDenoiser(Denoiser):
         total = alpha**2 * self.variance + sigma**2
         bias = self.log_weights - (alpha**2 / total) * self.half_squares
         logits = torch.addcmul(bias, (alpha / total) * x_t, self.means)
-        centre = torch.softmax(logits, 0).mul_(self.means).sum(0)
+        # Out of place: a gradient through the prior needs the softmax as it was.
+        centre = (torch.softmax(logits, 0) * self.means).sum(0)
         return (alpha * self.variance / total) * x_t + (sigma**2 / total) * centre
 
 
@@ -102,7 +103,7 @@ class MixtureDenoiser(Denoiser):
         bias = self.log_weights - (alpha**2 / total) * self.half_squares
         logits = torch.addmm(bias, (alpha / total) * x_t, self.means[:, :-1].T)
         # Below e^-80 a float32 is denormal, and each operation on it ten times as slow.
-        logits = logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=-80)
+        logits = logits.sub_(logits.detach().amax(1, keepdim=True)).clamp_(min=-80)
         share = logits.exp_() @ self.means
         centre = share[:, :-1] / share[:, -1:]
         return (alpha * self.variance / total) * x_t + (sigma**2 / total) * centre
