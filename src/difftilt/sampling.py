@@ -26,7 +26,7 @@ from difftilt.rollouts import rollout
 from difftilt.scoring import log_ratio
 from difftilt.smc.feynman_kac import particle_filter
 from difftilt.smc.metropolis import independence_metropolis
-from difftilt.smc.potentials import RewardTwistedChain
+from difftilt.smc.potentials import Twist, TwistedChain
 from difftilt.smc.resampling import systematic
 
 Correction = Literal["snis", "mh", "smc"]
@@ -155,12 +155,8 @@ def _particles(
 ) -> Samples:
     count = n * effort
     bound = _bound_rows(chain, range(count))
-
-    def log_reward(x: Tensor) -> Tensor:
-        return target.log_reward(x, bound.condition)
-
     noise = GeneratorNoise(generator)
-    model = RewardTwistedChain(bound, log_reward, target.beta, noise)
+    model = TwistedChain(bound, target.log_reward, target.beta, noise, Twist())
     particles = particle_filter(model, count, generator=generator)
     rows = systematic(particles.log_w, n, generator)
     x_0 = particles.state[0][rows[torch.randperm(n, generator=generator)]]
