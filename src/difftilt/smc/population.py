@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +34,7 @@ from difftilt.smc.resampling import resample_systems
 CONDITIONAL_SCHEMES = ("multinomial", "single")
 
 
+@runtime_checkable
 class Goal(Protocol):
     """What a population weighs by; ``difftilt.sampling.Tilted`` is one."""
 
@@ -160,6 +161,11 @@ class Population(ABC):
         resampling = replace(self.resampling, pinned=True)
         ran = particle_systems(model, path.batch, self.size, resampling, noise)
         return ran.log_z, model.reward_calls
+
+    @property
+    def has_conditional(self) -> bool:
+        """Whether its systems have an exact law around a given path (``conditional``)."""
+        return self.consistent and self.resampling.scheme in CONDITIONAL_SCHEMES
 
     def check_conditional(self) -> None:
         """Refuse a method whose systems have no exact law around a given path."""

@@ -62,9 +62,7 @@ class Twist:
 
     def __post_init__(self) -> None:
         if self.potential not in POTENTIALS:
-            raise InputError(
-                f"potential {self.potential!r} is not one of {', '.join(POTENTIALS)}"
-            )
+            raise InputError(f"potential {self.potential!r} is not one of {', '.join(POTENTIALS)}")
         if self.every < 1:
             raise InputError(f"every must be at least 1 step, got {self.every}")
         if not 0 < self.floor < math.inf:
