@@ -98,8 +98,9 @@ class FKSteering(Population):
     The factors of the steps are in ``difftilt.smc.potentials``: with "difference" they telescope,
     with "max" and "sum" the last one divides the others out, so all three end with the weight
     ``r^β p/q`` and an unbiased Ẑ; the last two pay for it in variance, the more the more often
-    they look. Unlike in the paper, twists have a floor (see ``Twist``), resampling at a looked-at
-    step can be adaptive, and the weights that are left at the end draw the sample.
+    they look. Unlike in the paper, twists have a floor (see ``Twist``; ``floor=1000`` is none), x_N
+    is looked at if ``every`` divides N, resampling may be adaptive, and the weights that are left
+    at the end draw the one sample.
 
     Arguments:
         particles: K.
@@ -196,7 +197,7 @@ class ValueTwisted(Population):
     particles: int
     value: Value
     threshold: float = 0.5
-    floor: float = 20.0
+    floor: float = 10.0
     scheme: Scheme = "multinomial"
 
     def __post_init__(self) -> None:
@@ -226,7 +227,9 @@ class SVDD(Population):
         Ẑ = e^{V(x_N)} Π_n mean_k e^{V(x_{n-1}^k)} (p/q)_k / e^{V(x_n)}
 
     is unbiased: it is a particle filter that goes down to one particle at every step. By argmax,
-    as published for the limit of no temperature, it is no sampler and has no Ẑ.
+    as published for the limit of no temperature, it is no sampler and has no Ẑ. The published
+    method has no floor (``floor=1000``): then a candidate that looks hopeless is never picked, and
+    where it looked so wrongly Ẑ misses what it would have led to.
 
     Arguments:
         candidates: of each step; ``x_N`` is drawn once.
@@ -242,7 +245,7 @@ class SVDD(Population):
     candidates: int
     value: Value | None = None
     argmax: bool = False
-    floor: float = 1000.0
+    floor: float = 4.0
 
     def __post_init__(self) -> None:
         _check_size("candidates", self.candidates)

@@ -49,7 +49,9 @@ class Twist:
         potential: "difference", "max" or "sum".
         every: look at the levels n that it divides; at the others ``S_n = S_{n+1}``.
         floor: lower end of the twists, in nats below the best particle of the system. It must be
-            finite: a state whose own twist is -inf may still end where the reward is positive.
+            finite: a state whose own twist is -inf may still end where the reward is positive. Any
+            finite one is exact, but a wrongly discarded particle that comes back anyway has a
+            weight of up to e^floor: a large floor makes Ẑ heavy-tailed, mostly too small.
 
     Raises:
         InputError: an unknown potential, every < 1, or a floor that is not positive and finite.
