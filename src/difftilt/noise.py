@@ -66,7 +66,9 @@ class StreamNoise(Noise):
 
     def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         shape = (len(like) // len(self.streams),)
-        drawn = torch.cat([torch.rand(shape, generator=g) for g in self.streams])
+        # Resampling asks in float64, where a grid of 2^-24 would misplace the smallest weights.
+        wide = torch.promote_types(like.dtype, torch.float32)
+        drawn = torch.cat([torch.rand(shape, generator=g, dtype=wide) for g in self.streams])
         return drawn.to(dtype=like.dtype, device=like.device)
 
     def of(self, chosen: Bool[Tensor, " S"]) -> "StreamNoise":
