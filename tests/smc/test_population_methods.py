@@ -189,6 +189,7 @@ def test_one_particle_is_a_rollout(method: Population, form: str | None):
     ends, path = method.draw(chain, goal, 6, noise()), rollout(chain, 6, noise())
     assert torch.equal(ends.x_0, path.x_0)
     torch.testing.assert_close(ends.log_r, -path.x_0.square().sum(1))
+    assert path.log_ratio is not None
     if ends.log_z is not None:
         torch.testing.assert_close(ends.log_z, 1.5 * ends.log_r - path.log_ratio)
 
