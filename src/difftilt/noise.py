@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -23,6 +23,10 @@ class Noise(ABC):
     @abstractmethod
     def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         """Uniforms on [0, 1), one per sample."""
+
+    def of(self, chosen: Bool[Tensor, " S"]) -> "Noise":
+        """The source of some of a batch's streams; one source without streams serves all."""
+        return self
 
 
 class GeneratorNoise(Noise):
@@ -45,6 +49,8 @@ class GeneratorNoise(Noise):
 class StreamNoise(Noise):
     """One stream per sample: sample ``i`` sees the same numbers whatever the batch.
 
+    A batch may hold several rows of each stream, next to each other: the particles of a system.
+
     Arguments:
         seed: seed of the whole draw.
         indices: which samples of that draw the batch holds.
@@ -54,12 +60,22 @@ class StreamNoise(Noise):
         self.streams = [_stream(seed, i) for i in indices]
 
     def normal(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        drawn = [torch.randn(like.shape[1:], generator=g) for g in self.streams]
-        return torch.stack(drawn).to(dtype=like.dtype, device=like.device)
+        shape = (len(like) // len(self.streams), *like.shape[1:])
+        drawn = [torch.randn(shape, generator=g) for g in self.streams]
+        return torch.cat(drawn).to(dtype=like.dtype, device=like.device)
 
     def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-        drawn = torch.stack([torch.rand((), generator=g) for g in self.streams])
+        shape = (len(like) // len(self.streams),)
+        # Resampling asks in float64, where a grid of 2^-24 would misplace the smallest weights.
+        wide = torch.promote_types(like.dtype, torch.float32)
+        drawn = torch.cat([torch.rand(shape, generator=g, dtype=wide) for g in self.streams])
         return drawn.to(dtype=like.dtype, device=like.device)
+
+    def of(self, chosen: Bool[Tensor, " S"]) -> "StreamNoise":
+        """The chosen streams, not copies of them."""
+        part = StreamNoise(0, ())
+        part.streams = [g for g, keep in zip(self.streams, chosen.tolist(), strict=True) if keep]
+        return part
 
 
 def _stream(seed: int, index: int) -> torch.Generator:

@@ -28,6 +28,7 @@ from difftilt.errors import InputError
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.guidance.base import Guidance
 from difftilt.kernels import VectorKernel
+from difftilt.populations import PopulationSampler
 from difftilt.rewards import CheckedReward, as_reward, reward_bound
 from difftilt.sampling import (
     Correction,
@@ -39,6 +40,7 @@ from difftilt.sampling import (
     weighted_sample,
 )
 from difftilt.schedules import Schedule
+from difftilt.smc.population import Population
 from difftilt.training.loop import train
 from difftilt.training.plan import RTB, Training
 from difftilt.training.run_folder import RunFolder
@@ -185,6 +187,16 @@ class Target:
         if not chain.density_steps:
             chain.tilted(VectorKernel((1,), 1), None)  # raises the sentence about ODE samplers
         return Posterior(self, chain.tilted(form.kernel(self.prior.chain), first), form)
+
+    def population(self, method: Population, chain: Chain | None = None) -> PopulationSampler:
+        """A sampler of this target by systems of particles, with no training.
+
+        Arguments:
+            method: e.g. ``FKSteering(16)``.
+            chain: what moves the particles, e.g. a posterior's chain; None for the prior.
+        """
+        proposal = self.prior.chain if chain is None else chain
+        return PopulationSampler(method, proposal, self.tilted, self.prior.decoded)
 
     def state(
         self,

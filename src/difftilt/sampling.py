@@ -26,7 +26,7 @@ from difftilt.rollouts import rollout
 from difftilt.scoring import log_ratio
 from difftilt.smc.feynman_kac import particle_filter
 from difftilt.smc.metropolis import independence_metropolis
-from difftilt.smc.potentials import RewardTwistedChain
+from difftilt.smc.potentials import Twist, TwistedChain
 from difftilt.smc.resampling import systematic
 
 Correction = Literal["snis", "mh", "smc"]
@@ -64,12 +64,14 @@ class Tilted:
     log_bound: float | None = None
 
 
-def _batches(n: int, batch: int) -> Iterator[range]:
+def batches(n: int, batch: int) -> Iterator[range]:
+    """``0 ... n - 1`` in ranges of at most ``batch``."""
     for start in range(0, n, batch):
         yield range(start, min(start + batch, n))
 
 
-def _bound_rows(chain: Chain, rows: range) -> Chain:
+def bound_rows(chain: Chain, rows: range) -> Chain:
+    """The chain with the conditions of some samples; a single one serves all."""
     if chain.condition is None:
         return chain
     if len(chain.condition) == 1:
@@ -86,8 +88,8 @@ def sample_paths(chain: Chain, n: int, seed: int, batch: int = 1024, record: boo
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
     parts = [
-        rollout(_bound_rows(chain, rows), len(rows), StreamNoise(seed, rows), record=record)
-        for rows in _batches(n, batch)
+        rollout(bound_rows(chain, rows), len(rows), StreamNoise(seed, rows), record=record)
+        for rows in batches(n, batch)
     ]
     return Path.joined(parts)
 
@@ -154,17 +156,13 @@ def _particles(
     chain: Chain, target: Tilted, n: int, effort: int, generator: torch.Generator
 ) -> Samples:
     count = n * effort
-    bound = _bound_rows(chain, range(count))
-
-    def log_reward(x: Tensor) -> Tensor:
-        return target.log_reward(x, bound.condition)
-
+    bound = bound_rows(chain, range(count))
     noise = GeneratorNoise(generator)
-    model = RewardTwistedChain(bound, log_reward, target.beta, noise)
+    model = TwistedChain(bound, target.log_reward, target.beta, noise, Twist())
     particles = particle_filter(model, count, generator=generator)
     rows = systematic(particles.log_w, n, generator)
     x_0 = particles.state[0][rows[torch.randperm(n, generator=generator)]]
-    return Samples(x_0, target.log_reward(x_0, _bound_rows(chain, range(n)).condition))
+    return Samples(x_0, target.log_reward(x_0, bound_rows(chain, range(n)).condition))
 
 
 def _defensive_proposals(
@@ -214,11 +212,11 @@ def certify(
     n_prior = max(2, round(share * n))
     own = [
         _scores(chain, target, rows, seed, of_prior=False)
-        for rows in _batches(n - n_prior, CERTIFIED_AT_ONCE)
+        for rows in batches(n - n_prior, CERTIFIED_AT_ONCE)
     ]
     prior = [
         _scores(chain, target, rows, seed + 1, of_prior=True)
-        for rows in _batches(n_prior, CERTIFIED_AT_ONCE)
+        for rows in batches(n_prior, CERTIFIED_AT_ONCE)
     ]
     expense = Expense(network_calls=chain.calls.total - before, reward_calls=n)
     scores = (_joined(own), _joined(prior))
@@ -226,7 +224,7 @@ def certify(
 
 
 def _scores(chain: Chain, target: Tilted, rows: range, seed: int, of_prior: bool) -> PathScores:
-    bound = _bound_rows(chain, rows)
+    bound = bound_rows(chain, rows)
     source = bound.prior if of_prior else bound
     path = rollout(source, len(rows), StreamNoise(seed, rows), record=of_prior)
     ratio = path.log_ratio

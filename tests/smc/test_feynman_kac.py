@@ -9,7 +9,7 @@ from difftilt.chains import Chain
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
 from difftilt.smc.feynman_kac import Particles, particle_filter
-from difftilt.smc.potentials import RewardTwistedChain
+from difftilt.smc.potentials import Twist, TwistedChain
 from toys import Likelihood, gaussian_chain
 
 REWARD = Likelihood()
@@ -18,7 +18,7 @@ REWARD = Likelihood()
 def filtered(chain: Chain, particles: int, threshold: float, seed: int) -> Particles:
     generator = torch.Generator().manual_seed(seed)
     noise = GeneratorNoise(generator)
-    model = RewardTwistedChain(chain, lambda x: REWARD(x, None), 1.0, noise)
+    model = TwistedChain(chain, REWARD, 1.0, noise, Twist())
     return particle_filter(model, particles, threshold, generator)
 
 
@@ -50,7 +50,7 @@ def test_without_resampling_it_is_importance_sampling():
     chain = gaussian_chain()
     particles = filtered(chain, 50, 0.0, 3)
     assert particles.resampled == 0
-    log_r = REWARD(particles.state[0], None)
+    log_r = REWARD(particles.state[0], None).double()
     torch.testing.assert_close(particles.log_w, log_r, atol=1e-4, rtol=1e-4)
     log_z = float(torch.logsumexp(log_r, 0)) - math.log(50)
     assert particles.log_z == pytest.approx(log_z, abs=1e-4)

@@ -9,6 +9,10 @@ is drawn ``n W_k`` times on average, ``W = w / Σ w``. They differ in the noise 
 * ``systematic``: the same uniform in all of them; every count is within 1 of ``n W_k``. The usual
   choice, though its draws are dependent through the order of the particles.
 
+``resample_systems`` does the same within each of M systems at once, ``(M, K) -> (M, n)``, by a
+multinomial, stratified or systematic scheme, or by ``single``: one draw copied n times, which is
+unbiased too and the noisiest of all (it is how SVDD picks a candidate).
+
 Source: Douc, Cappe and Moulines 2005 (arXiv cs/0507025); Chopin and Papaspiliopoulos 2020,
 chapter 9.
 """
@@ -22,6 +26,7 @@ from torch import Tensor
 
 from difftilt.diagnostics.weights import check_log_weights
 from difftilt.errors import InputError
+from difftilt.noise import Noise
 
 Scheme = Callable[
     [Float[Tensor, " K"], int, torch.Generator | None],
@@ -47,16 +52,18 @@ def _uniform(n: int, like: Float[Tensor, " K"], generator: torch.Generator | Non
     return torch.rand(n, generator=generator, dtype=torch.float64, device=like.device)
 
 
-def _invert(weights: Float[Tensor, " K"], points: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+def _invert(weights: Float[Tensor, "*M K"], points: Float[Tensor, "*M n"]) -> Int[Tensor, "*M n"]:
     """Particle whose interval of the cumulative weights holds each point of [0, 1).
 
     The intervals are closed on the left, so that a particle of weight 0 is never drawn.
     """
-    cumulative = weights.cumsum(0)
+    cumulative = weights.cumsum(-1)
     # The last point of a strided grid may round up to 1.
-    points = points.clamp(max=1 - 2**-53) * cumulative[-1]
-    found = torch.searchsorted(cumulative, points, right=True)
-    return found.clamp(max=int(torch.nonzero(weights)[-1]))
+    points = points.clamp(max=1 - 2**-53) * cumulative[..., -1:]
+    found = torch.searchsorted(cumulative, points.contiguous(), right=True)
+    rank = torch.arange(weights.shape[-1], device=weights.device)
+    last = torch.where(weights > 0, rank, 0).amax(-1, keepdim=True)
+    return torch.minimum(found, last)
 
 
 def multinomial(
@@ -128,3 +135,42 @@ def resample(
     if scheme not in SCHEMES:
         raise InputError(f"resampling scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
     return SCHEMES[scheme](log_w, len(log_w) if n is None else n, generator)
+
+
+# How many uniforms a system's n draws take, given n, and whether its points lie on a grid.
+_POINTS: dict[str, tuple[Callable[[int], int], bool]] = {
+    "multinomial": (lambda n: n, False),
+    "stratified": (lambda n: n, True),
+    "systematic": (lambda n: 1, True),
+    "single": (lambda n: 1, False),
+}
+SYSTEM_SCHEMES = tuple(_POINTS)
+
+
+def resample_systems(
+    log_w: Float[Tensor, "M K"], n: int, scheme: str, noise: Noise
+) -> Int[Tensor, "M n"]:
+    """Draw n particles of each of M systems, each system from its own weights.
+
+    Arguments:
+        log_w: (M, K) log-weights, nats, up to a constant of each system.
+        n: how many to draw of each.
+        scheme: "multinomial", "stratified", "systematic" or "single".
+        noise: of the uniforms.
+
+    Raises:
+        InputError: an unknown scheme, or a system whose weights are all zero.
+    """
+    if scheme not in _POINTS:
+        raise InputError(f"scheme {scheme!r} of systems is not one of {', '.join(_POINTS)}")
+    log_w = log_w.detach().double()
+    dead = int((log_w.amax(1) == -math.inf).sum())
+    if dead:
+        raise InputError(
+            f"log_w is -inf for all {log_w.shape[1]} particles of {dead} systems; leave them out"
+        )
+    count, strided = _POINTS[scheme]
+    points = noise.uniform(log_w.new_empty(len(log_w) * count(n))).unflatten(0, (len(log_w), -1))
+    if strided:
+        points = (torch.arange(n, dtype=points.dtype, device=points.device) + points) / n
+    return _invert(torch.softmax(log_w, 1), points.expand(-1, n))

@@ -3,7 +3,7 @@
 The judge reads the truth; the sampler under judgement was made without it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,19 +16,25 @@ from difftilt.diagnostics.distances import (
     mode_total_variation,
 )
 from difftilt.diagnostics.evidence import effective_sample_size, elbo, log_evidence, pareto_k
+from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
+from difftilt.sampling import Tilted, batches
 from difftilt.scoring import log_ratio
+from difftilt.smc.population import Ends, Population
 from difftilt.tasks.exact.base import ExactProblem
 
 DRAWS = 50_000
 EUBO_DRAWS = 20_000
 TEST_DRAWS = 1_000
+ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Figures of one sampler; None where the truth does not define one.
+    """Figures of one sampler; None where the truth, or a sampler without weights, defines none.
+
+    Of a population the "paths" are whole systems, each with one drawn end and the weight Ẑ.
 
     Arguments:
         log_z_error: importance estimate of log Z minus the truth, nats (50,000 paths).
@@ -43,11 +49,11 @@ class Judgement:
         c2st: accuracy of a classifier telling them apart; 0.5 cannot.
     """
 
-    log_z_error: float
-    elbo_gap: float
+    log_z_error: float | None
+    elbo_gap: float | None
     eubo_gap: float | None
-    ess: float
-    k_hat: float
+    ess: float | None
+    k_hat: float | None
     mode_tv_raw: float | None
     mode_tv_corrected: float | None
     energy_distance: float | None
@@ -72,15 +78,58 @@ def judge(problem: ExactProblem, chain: Chain, seed: int = 0) -> Judgement:
     path = _ends(chain, DRAWS, generator)
     assert path.log_ratio is not None
     log_w = problem.log_reward(path.x_0).double() - path.log_ratio.double()
+    judgement = _judged(problem, path.x_0, log_w, generator)
+    return replace(judgement, eubo_gap=_eubo_gap(problem, chain, generator))
+
+
+@torch.no_grad()
+def judge_population(
+    problem: ExactProblem, population: Population, chain: Chain, seed: int = 0, draws: int = DRAWS
+) -> Judgement:
+    """Judge a population: ``draws`` systems, and 2/5 as many around exact paths for the EUBO.
+
+    Arguments:
+        problem: with its truth.
+        population: the method; one without an unbiased Ẑ has no figures of weights, and one
+            without exact conditional runs no EUBO.
+        chain: what moves its particles.
+        seed: of the judging draws.
+        draws: number of systems, of K paths each.
+
+    Raises:
+        InputError: draws below 2.
+    """
+    if draws < 2:
+        raise InputError(f"a judgement needs at least 2 draws, got {draws}")
+    noise = GeneratorNoise(torch.Generator().manual_seed(10_000 + seed))
+    goal, at_once = _goal(problem), max(1, ROWS_AT_ONCE // population.size)
+    sizes = [len(rows) for rows in batches(draws, at_once)]
+    ends = Ends.joined([population.draw(chain, goal, size, noise) for size in sizes])
+    judgement = _judged(problem, ends.x_0, ends.log_z, noise.generator)
+    gap = _conditional_gap(problem, population, chain, noise, draws * EUBO_DRAWS // DRAWS)
+    return replace(judgement, eubo_gap=gap)
+
+
+def _goal(problem: ExactProblem) -> Tilted:
+    return Tilted(lambda x_0, condition: problem.log_reward(x_0))
+
+
+def _judged(
+    problem: ExactProblem,
+    x_0: Tensor,
+    log_w: Float[Tensor, " n"] | None,
+    generator: torch.Generator | None,
+) -> Judgement:
+    """All but the EUBO, from independent draws and their log-weights."""
     truth = problem.truth
-    raw, corrected = _label_distances(problem, path.x_0, log_w)
-    distance, p, c2st = _two_sample(problem, path.x_0, generator)
+    raw, corrected = _label_distances(problem, x_0, log_w)
+    distance, p, c2st = _two_sample(problem, x_0, generator)
     return Judgement(
-        log_z_error=log_evidence(log_w).value - truth.log_z,
-        elbo_gap=truth.log_z - elbo(log_w).value,
-        eubo_gap=_eubo_gap(problem, chain, generator),
-        ess=effective_sample_size(log_w),
-        k_hat=pareto_k(log_w),
+        log_z_error=None if log_w is None else log_evidence(log_w).value - truth.log_z,
+        elbo_gap=None if log_w is None else truth.log_z - elbo(log_w).value,
+        eubo_gap=None,
+        ess=None if log_w is None else effective_sample_size(log_w),
+        k_hat=None if log_w is None else pareto_k(log_w),
         mode_tv_raw=raw,
         mode_tv_corrected=corrected,
         energy_distance=distance,
@@ -96,20 +145,20 @@ def _ends(chain: Chain, n: int, generator: torch.Generator) -> Path:
 
 
 def _label_distances(
-    problem: ExactProblem, x_0: Tensor, log_w: Float[Tensor, " n"]
+    problem: ExactProblem, x_0: Tensor, log_w: Float[Tensor, " n"] | None
 ) -> tuple[float | None, float | None]:
     truth = problem.truth
     if truth.label is None or truth.label_probabilities is None:
         return None, None
     labels = truth.label(x_0)
-    zeros = torch.zeros(len(truth.label_probabilities), dtype=torch.float64)
-    counts = zeros.index_add(0, labels, torch.ones_like(log_w))
-    weighted = zeros.index_add(0, labels, torch.softmax(log_w, 0))
     probabilities = truth.label_probabilities
-    return (
-        mode_total_variation(counts, probabilities),
-        mode_total_variation(weighted, probabilities),
-    )
+    zeros = torch.zeros(len(probabilities), dtype=torch.float64)
+
+    def distance(weights: Float[Tensor, " n"]) -> float:
+        return mode_total_variation(zeros.index_add(0, labels, weights), probabilities)
+
+    raw = distance(torch.ones(len(x_0), dtype=torch.float64))
+    return raw, None if log_w is None else distance(torch.softmax(log_w, 0))
 
 
 def _eubo_gap(problem: ExactProblem, chain: Chain, generator: torch.Generator) -> float | None:
@@ -120,8 +169,22 @@ def _eubo_gap(problem: ExactProblem, chain: Chain, generator: torch.Generator) -
     return float((problem.log_reward(path.x_0) - ratio).double().mean()) - problem.truth.log_z
 
 
+def _conditional_gap(
+    problem: ExactProblem, population: Population, chain: Chain, noise: GeneratorNoise, n: int
+) -> float | None:
+    """``E[log Ẑ] - log Z`` of systems around exact paths."""
+    if problem.truth.sample_paths is None or not population.has_conditional:
+        return None
+    path = problem.truth.sample_paths(max(1, n), noise.generator)
+    total = 0.0
+    for rows in batches(path.batch, max(1, ROWS_AT_ONCE // population.size)):
+        part = path.select(torch.arange(rows.start, rows.stop))
+        total += float(population.conditional(chain, _goal(problem), part, noise)[0].sum())
+    return total / path.batch - problem.truth.log_z
+
+
 def _two_sample(
-    problem: ExactProblem, x_0: Tensor, generator: torch.Generator
+    problem: ExactProblem, x_0: Tensor, generator: torch.Generator | None
 ) -> tuple[float | None, float | None, float | None]:
     if problem.truth.sample_paths is None:
         return None, None, None
