@@ -162,6 +162,7 @@ EXACT_COLUMNS = [
     Column("k_hat", "k-hat", 2),
     Column("mode_tv_raw", "TV raw", 2),
     Column("mode_tv_corrected", "TV corr", 2),
+    Column("moments_z", "moments z", 2),
     Column("energy_distance", "energy", 2),
     Column("energy_p", "p", 2),
     Column("c2st", "C2ST"),
@@ -176,6 +177,7 @@ COMPARED_COLUMNS = [
 ]
 EXACT_LEGEND = """\
 log Z err, gaps: nats; ESS: share of the draws; TV: of mode weights, raw and importance-weighted;
+moments z: largest deviation of the weighted mean and covariance, in standard errors;
 energy, p: energy distance and its p-value; C2ST: accuracy of a classifier, 0.5 is best;
 calls and s (seconds): of the training alone."""
 COMPARED_LEGEND = """

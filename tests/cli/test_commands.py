@@ -39,6 +39,7 @@ BENCH_KEYS = [
     "k_hat",
     "mode_tv_raw",
     "mode_tv_corrected",
+    "moments_z",
     "energy_distance",
     "energy_p",
     "c2st",

@@ -20,6 +20,7 @@ FIGURES = {
     "k_hat": "Pareto k-hat",
     "mode_tv_raw": "total variation of mode weights",
     "mode_tv_corrected": "the same, with importance weights",
+    "moments_z": "mean and covariance with importance weights: largest deviation, standard errors",
     "energy_distance": "energy distance to exact samples",
     "energy_p": "its permutation p-value",
     "c2st": "accuracy of a two-sample classifier",

@@ -35,7 +35,7 @@ from difftilt.training.loop import train
 from difftilt.training.plan import BehaviourWeights, Training
 
 STEPS = 20
-TRUTH_DRAWS = 8192
+TRUTH_DRAWS = 4096
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ import torch
 
 from difftilt.chains import Chain
 from difftilt.errors import InputError
+from difftilt.guidance.base import Guidance
+from difftilt.guidance.pseudoinverse import PiGDM
+from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.objectives.base import Objective
 from difftilt.objectives.policy import DDPO, DPOK, Reinforce
 from difftilt.objectives.subtrajectory import (
@@ -22,10 +25,15 @@ from difftilt.objectives.subtrajectory import (
 )
 from difftilt.recipes.exact import PERCEPTRON, build, recommended, target_of
 from difftilt.recipes.form import FormChoice
+from difftilt.smc.methods import SVDD, TDS, BestOfN, FKSteering, ImportanceResampling
+from difftilt.smc.population import Population
 from difftilt.tasks.exact.base import ExactProblem
-from difftilt.tasks.exact.judge import judge
+from difftilt.tasks.exact.judge import DRAWS, Judgement, judge, judge_population
 from difftilt.training.loop import train
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
+
+DEFAULT_CALLS = 5_000_000
+SYSTEMS_JUDGED = 10_000
 
 GAUSSIAN = replace(PERCEPTRON, components=1)
 ON_POLICY = BehaviourWeights(on_policy=1.0, pool=0.0)
@@ -45,7 +53,16 @@ class Effort:
     seconds: float | None = None
 
 
-Maker = Callable[[ExactProblem, Effort, int], Chain]
+@dataclass(frozen=True)
+class Systems:
+    """A population method and the chain that moves its particles."""
+
+    population: Population
+    chain: Chain
+
+
+Sampler = Chain | Systems
+Maker = Callable[[ExactProblem, Effort, int], Sampler]
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,40 @@ def _prior_alone(problem: ExactProblem, effort: Effort, seed: int) -> Chain:
 def _behaving(**weights: float) -> Maker:
     behaviour = replace(ON_POLICY, **weights)
     return trained(lambda plan: replace(plan, warm_start=0.0, behaviour=behaviour))
+
+
+def guided(guidance: Guidance) -> Maker:
+    """A chain guided without training."""
+
+    def make(problem: ExactProblem, effort: Effort, seed: int) -> Sampler:
+        return target_of(problem).guided(guidance).chain
+
+    return make
+
+
+def _pseudoinverse(problem: ExactProblem, effort: Effort, seed: int) -> Sampler:
+    if problem.likelihood is None:
+        raise InputError(f"pigdm needs a Gaussian likelihood, which {problem.name} has not")
+    return target_of(problem).guided(PiGDM(problem.likelihood)).chain
+
+
+def populated(
+    population: Callable[[int, Chain, ExactProblem], Population], calls_per_step: int = 1
+) -> Maker:
+    """A population of as many particles as the budget of network calls allows."""
+
+    def make(problem: ExactProblem, effort: Effort, seed: int) -> Sampler:
+        calls = DEFAULT_CALLS if effort.network_calls is None else effort.network_calls
+        per_path = problem.chain.steps * calls_per_step
+        particles = max(2, round(calls / (DRAWS * per_path)))
+        return Systems(population(particles, problem.chain, problem), problem.chain)
+
+    return make
+
+
+def _twisted_diffusion(particles: int, chain: Chain, problem: ExactProblem) -> Population:
+    reward = target_of(problem).log_reward
+    return TDS(particles, DPS(0.5).kernel(chain, reward))
 
 
 def _weighted() -> Maker:
@@ -175,13 +226,44 @@ def _trained_methods() -> dict[str, Method]:
             on_policy(DPOK()),
             consistent=False,
         ),
+    }
+
+
+def _training_free_methods() -> dict[str, Method]:
+    return {
+        "dps": Method("DPS: the reward's slope at the clean prediction", guided(DPS()), False),
+        "lgdmc": Method("LGD-MC: 16 draws around the clean prediction", guided(LGDMC(16)), False),
+        "pigdm": Method(
+            "ΠGDM: pseudoinverse guidance (Gaussian likelihoods)", _pseudoinverse, False
+        ),
         "importance": Method("no training: prior paths and importance weights", _prior_alone),
+        "importance_resampling": Method(
+            "one of K prior paths, by weight", populated(lambda k, c, p: ImportanceResampling(k))
+        ),
+        "best_of_n": Method(
+            "the best of K prior paths", populated(lambda k, c, p: BestOfN(k)), False
+        ),
+        "fk_steering": Method(
+            "FK steering: K particles twisted by rewards of clean predictions",
+            populated(lambda k, c, p: FKSteering(k)),
+        ),
+        "tds": Method(
+            "TDS: the same around DPS's drift", populated(_twisted_diffusion, calls_per_step=2)
+        ),
+        "svdd": Method(
+            "SVDD: one of K candidates per step, by value", populated(lambda k, c, p: SVDD(k))
+        ),
+        "svdd_argmax": Method(
+            "SVDD as published: the best candidate per step",
+            populated(lambda k, c, p: SVDD(k, argmax=True)),
+            False,
+        ),
     }
 
 
 def methods() -> dict[str, Method]:
     """Every method of the bench by name; ablations of the recipe last."""
-    return _trained_methods() | _ablations()
+    return _trained_methods() | _training_free_methods() | _ablations()
 
 
 def default_methods() -> list[str]:
@@ -222,6 +304,8 @@ class Bench:
         for name in self.problems:
             problem = build(name)
             for method in self.methods:
+                if method == "pigdm" and problem.likelihood is None:
+                    continue
                 for seed in self.seeds:
                     yield bench_row(problem, method, seed, self.effort)
 
@@ -235,7 +319,9 @@ def bench_row(problem: ExactProblem, method: str, seed: int, effort: Effort) -> 
     sampler = methods()[method].make(counted, effort, seed)
     seconds = time.perf_counter() - start
     spent, asked = calls.total, rewards[0]
-    figures = judge(problem, sampler, seed).to_dict()
+    figures = _judged(problem, sampler, seed).to_dict()
+    if isinstance(sampler, Systems):
+        spent = sampler.population.size * problem.chain.steps * DRAWS
     return {
         "problem": problem.name,
         "method": method,
@@ -245,6 +331,13 @@ def bench_row(problem: ExactProblem, method: str, seed: int, effort: Effort) -> 
         "reward_calls": asked,
         "seconds": seconds,
     }
+
+
+def _judged(problem: ExactProblem, sampler: Sampler, seed: int) -> Judgement:
+    if isinstance(sampler, Systems):
+        population, chain = sampler.population, sampler.chain
+        return judge_population(problem, population, chain, seed, SYSTEMS_JUDGED)
+    return judge(problem, sampler, seed)
 
 
 def _counted(problem: ExactProblem) -> tuple[ExactProblem, list[int]]:

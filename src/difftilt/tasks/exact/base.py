@@ -16,6 +16,7 @@ from torch import Tensor
 from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
+from difftilt.rewards import GaussianLikelihood
 from difftilt.rollouts import rollout
 
 LogReward = Callable[[Tensor], Tensor]
@@ -87,6 +88,7 @@ class ExactProblem:
         log_reward: ``x_0 (B, *event) -> log r (B,)`` in nats.
         log_bound: a bound of ``log r``, or None.
         truth: for judges only.
+        likelihood: the reward as a Gaussian likelihood, for methods that need one, or None.
     """
 
     name: str
@@ -95,6 +97,7 @@ class ExactProblem:
     log_reward: LogReward
     log_bound: float | None
     truth: Truth
+    likelihood: GaussianLikelihood | None = None
 
 
 def rejection_paths(

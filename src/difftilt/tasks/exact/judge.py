@@ -44,6 +44,8 @@ class Judgement:
         k_hat: Pareto shape of the largest weights.
         mode_tv_raw: total variation of the label frequencies of 50,000 samples.
         mode_tv_corrected: the same with importance weights.
+        moments_z: largest deviation of the importance-weighted mean and covariance of x_0 from the
+            truth's, in standard errors.
         energy_distance: of 1,000 samples and 1,000 exact ones.
         energy_p: its permutation p-value.
         c2st: accuracy of a classifier telling them apart; 0.5 cannot.
@@ -56,6 +58,7 @@ class Judgement:
     k_hat: float | None
     mode_tv_raw: float | None
     mode_tv_corrected: float | None
+    moments_z: float | None
     energy_distance: float | None
     energy_p: float | None
     c2st: float | None
@@ -132,6 +135,7 @@ def _judged(
         k_hat=None if log_w is None else pareto_k(log_w),
         mode_tv_raw=raw,
         mode_tv_corrected=corrected,
+        moments_z=None if log_w is None else _moments_z(problem, x_0, log_w),
         energy_distance=distance,
         energy_p=p,
         c2st=c2st,
@@ -159,6 +163,26 @@ def _label_distances(
 
     raw = distance(torch.ones(len(x_0), dtype=torch.float64))
     return raw, None if log_w is None else distance(torch.softmax(log_w, 0))
+
+
+def _moments_z(problem: ExactProblem, x_0: Tensor, log_w: Float[Tensor, " n"]) -> float | None:
+    truth = problem.truth
+    if truth.mean is None or truth.covariance is None:
+        return None
+    centred, w = (x_0.flatten(1).double() - truth.mean), torch.softmax(log_w, 0)
+    largest = _largest_z(centred, w, torch.zeros_like(truth.mean))
+    for i, row in enumerate(truth.covariance):
+        largest = max(largest, _largest_z(centred[:, i : i + 1] * centred, w, row))
+    return largest
+
+
+def _largest_z(
+    values: Float[Tensor, "n k"], w: Float[Tensor, " n"], expected: Float[Tensor, " k"]
+) -> float:
+    """Of self-normalised estimates of k expectations, by the delta method."""
+    found = w @ values
+    error = (w[:, None] ** 2 * (values - found) ** 2).sum(0).sqrt()
+    return float(((found - expected).abs() / error).max())
 
 
 def _eubo_gap(problem: ExactProblem, chain: Chain, generator: torch.Generator) -> float | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from difftilt.chains import Chain
+from difftilt.rewards import GaussianLikelihood
 from difftilt.schedules import quantile_log_snr
 from difftilt.tasks.exact.affine import (
     AffineChain,
@@ -137,7 +138,9 @@ def _problem(name: str, summary: str, model: LinearModel, steps: int) -> ExactPr
         prior_ess=_prior_ess(model, chain, tilted.log_z),
         floors=tilted.floors(),
     )
-    return ExactProblem(name, summary, chain, model.log_reward, model.log_bound, truth)
+    matrix = model.matrix
+    likelihood = GaussianLikelihood(model.y, lambda x: x @ matrix.to(x).T, NOISE)
+    return ExactProblem(name, summary, chain, model.log_reward, model.log_bound, truth, likelihood)
 
 
 @cache
