@@ -169,3 +169,22 @@ def test_one_posterior_serves_every_label():
     for label in range(3):
         best = posterior.given(torch.tensor([label])).certify(2_000, confidence=0.999).defensive
         assert best.best.low < reward.log_z(chain, label) < best.best.high
+
+
+def test_each_condition_has_its_certificate_and_there_is_an_average():
+    """The untrained posterior: label 2 lies farthest from the prior and is the worst."""
+    reward = Likelihood(y=(0.4, 0.6, 3.5))
+    chain = gaussian_chain()
+    posterior = Prior(chain).tilt(reward).posterior()
+    found = posterior.certify_each(torch.arange(3), 400)
+    assert found.names == ("0", "1", "2") and found.worst == "2"
+    alone = [posterior.given(torch.tensor([k])).certify(400) for k in range(3)]
+    assert [c.ess for c in found.each] == [c.ess for c in alone]
+    assert found.ess == pytest.approx(sum(c.ess for c in alone) / 3)
+    bounds = [c.total_variation.upper for c in alone]
+    assert found.total_variation == pytest.approx(sum(bounds) / 3)
+    assert found.trust == all(c.trust for c in alone)
+    assert set(found.to_dict()) == {"average", "worst", "each"}
+    *lines, average = str(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2"]
+    assert average.startswith("average  ESS") and average.endswith("worst: 2")

@@ -17,12 +17,13 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from difftilt.chains import Chain, InitialTilt
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.diagnostics.certificate import Certificate
+from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.forms import Form, FullCopy, Perceptron
@@ -299,6 +300,19 @@ class Posterior:
     def certify(self, n: int = 4096, **options: Any) -> Certificate:
         """How near this sampler is to the posterior; options of ``sampling.certify``."""
         return certify(self.chain, self.target.tilted, n, **options)
+
+    def certify_each(
+        self, conditions: Shaped[Tensor, "count ..."], n: int = 1024, **options: Any
+    ) -> ConditionalCertificate:
+        """The certificate of each condition, and their average.
+
+        Arguments:
+            conditions: (count, ...), one row each.
+            n: paths per condition.
+            **options: of ``sampling.certify``.
+        """
+        each = [self.given(condition[None]).certify(n, **options) for condition in conditions]
+        return ConditionalCertificate(tuple(str(c.tolist()) for c in conditions), tuple(each))
 
     def export(self, folder: str | FilePath) -> FilePath:
         """Write an ordinary diffusers pipeline that gives the same samples.
