@@ -6,11 +6,11 @@ K rows ``(x_n, end)`` are drawn independently, with weights w whose conditional 
     - Σ_i w_i log( exp f_i / Σ_j exp f_j )
 
 has, given the K states, the mean ``-Σ_i h_i log softmax(f)_i``, which is least at ``f = log h``
-plus a constant: for every K >= 2, whatever law the states have, and with one constant for all n if the
-rows of a set are of different n. That needs w to depend on its own row alone. Labels
+plus a constant: for every K >= 2, whatever law the states have, and with one constant for all n if
+the rows of a set are of different n. That needs w to depend on its own row alone. Labels
 ``softmax(log w)``, as in the paper's code, do not: with small K, f differs too little between
-states with rare high rewards (for two equally likely states with P(log r = 10) = 0.05 and 0.005, else
-log r = 0, and K = 16 it differs by 0.6 instead of 2.3).
+states with rare high rewards (for two equally likely states with P(log r = 10) = 0.05 and 0.005,
+else log r = 0, and K = 16 it differs by 0.6 instead of 2.3).
 
 Source: Lu et al. 2023, Contrastive energy prediction (arXiv 2304.12824).
 """

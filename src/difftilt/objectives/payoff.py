@@ -101,8 +101,8 @@ class RGDM(EndObjective):
 
     ``per_step="reward"``, the paper's idea as far as it can be reconstructed from public sources
     (no code was published): the noised end's own landing, moved by one of J random offsets no
-    longer than ``exploration_radius``, weighted by the reward *of the noisy state*. **Not exact**: a
-    product of such steps is no tilt of the prior by ``r^β``, and it leans on the law of the ends
+    longer than ``exploration_radius``, weighted by the reward *of the noisy state*. **Not exact**:
+    a product of such steps is no tilt of the prior by ``r^β``, and it leans on the law of the ends
     that are given.
 
     The paper draws one landing; here all J count, by their weights, which has the same mean and

@@ -142,4 +142,5 @@ def _landings(
     share = torch.stack([noise.uniform(own) for _ in range(wanted.count)])
     # Uniform in a ball: the share of its volume inside a radius is (radius / largest)^d.
     radius = wanted.radius * share ** (1 / own[0].numel())
-    return own + drawn * over_event(radius / length, drawn) / std
+    moves = over_event((radius / length).flatten(), own) * drawn.flatten(0, 1)
+    return own + moves.reshape(drawn.shape) / std
