@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains import Chain, InitialTilt, Path
 from difftilt.errors import InputError, TrainingError
 from difftilt.forms import ValueGuided
 from difftilt.noise import GeneratorNoise
@@ -344,6 +344,8 @@ def test_what_an_objective_asks_for_is_the_default():
 def test_what_does_not_go_together_is_said():
     with pytest.raises(InputError, match=r"CEP trains a value.*use form=ValueGuided\(\)"):
         state_of(CEP(), linear())
+    with pytest.raises(InputError, match="CEP sees single steps and does not train the law of x_N"):
+        state_of(CEP(), replace(guided(), initial=InitialTilt((1,))))
     with pytest.raises(
         InputError, match=r"CEP has no warm start, got warm_start=0\.4; set it to 0"
     ):

@@ -29,6 +29,10 @@ class AdvantageWeighted(EndObjective):
     with the mean of β log r in the place of ``log h``, a log-mean-exp. The two agree with penalty 1
     if N = 1, and where β log r is affine on a linear Gaussian chain.
 
+    *Breaks when* the chain is coarse: then ``E[λ's gradient | x_n]`` does not vanish along forward
+    transitions, and rows of negative advantage push their steps away without bound; a learned
+    variance collapses (in a Gaussian toy with N = 12 it does). "chain" has no such term.
+
     Arguments:
         penalty: of the divergence, >= 0; 0 maximises the reward, and nothing stops it.
         states: "forward" as in the paper, or "chain": the paths' own transitions (a policy

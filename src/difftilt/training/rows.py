@@ -79,11 +79,12 @@ def draw_rows(source: RowDrawing, subset: int | None, beta: float) -> Rows:
     Raises:
         InputError: ``subset`` is not between 1 and the number of steps.
     """
-    path, objective = source.path, source.objective
+    path, objective, device = source.path, source.objective, source.path.states.device
     sets = _sets(source)
     n = _steps(source, sets, subset)
-    which = torch.arange(path.batch).expand_as(n).flatten()
-    group = (sets + (int(sets.max()) + 1) * torch.arange(len(n))[:, None]).flatten()
+    which = torch.arange(path.batch, device=device).expand_as(n).flatten()
+    draw = torch.arange(len(n), device=device)[:, None]
+    group = (sets + (int(sets.max()) + 1) * draw).flatten()
     n = n.flatten()
     if objective.states_from == "forward":
         x, landed = noised_pairs(source.chain, path.x_0[which], n, source.noise)
@@ -113,7 +114,9 @@ def _sets(source: RowDrawing) -> Int[Tensor, " B"]:
         return torch.unique(flat, dim=0, return_inverse=True)[1]
     size = objective.contrast_size or batch
     # A rest that makes no whole set joins the last one.
-    return (torch.arange(batch) // size).clamp(max=max(1, batch // size) - 1)
+    return (torch.arange(batch, device=source.path.states.device) // size).clamp(
+        max=max(1, batch // size) - 1
+    )
 
 
 def _steps(source: RowDrawing, sets: Tensor, subset: int | None) -> Int[Tensor, "rows B"]:
@@ -124,9 +127,11 @@ def _steps(source: RowDrawing, sets: Tensor, subset: int | None) -> Int[Tensor, 
     if subset is not None and not 1 <= subset <= len(steps):
         raise InputError(f"subset={subset} must lie between 1 and {len(steps)}, the chain's steps")
     count = int(sets.max()) + 1 if objective.shared_time else len(sets)
-    keys = torch.rand((len(steps), count), generator=source.generator)
-    order = keys.argsort(0)[: len(steps) if subset is None else subset]
-    return steps[order[:, sets] if objective.shared_time else order]
+    keys = torch.rand(
+        (len(steps), count), generator=source.generator, device=source.generator.device
+    )
+    order = keys.to(sets.device).argsort(0)[: len(steps) if subset is None else subset]
+    return steps.to(sets.device)[order[:, sets] if objective.shared_time else order]
 
 
 def _landings(

@@ -128,6 +128,9 @@ class TrainingState:
         labels: number of integer conditions for a learned ``log Z``; 0 otherwise.
         data: data for bridges, or None.
         value: learned ``log h`` of objectives that need one; default ``value_of``.
+
+    Raises:
+        InputError: the objective and the posterior do not go together.
     """
 
     chain: Chain
@@ -147,8 +150,14 @@ class TrainingState:
         self.log_z = LogPartition(self.labels)
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
+        objective = self.plan.objective
+        if self.chain.initial is not None and isinstance(objective, EndObjective):
+            raise InputError(
+                f"{type(objective).__name__} sees single steps and does not train the law of x_N; "
+                "use initial=False"
+            )
         if self.value is None:
-            self.value = value_of(self.chain, self.plan.objective)
+            self.value = value_of(self.chain, objective)
         self.optimisers = optimisers(self.chain, self.log_z, self.plan.optimisation, self.value)
         self.called = self.chain.calls.total
         replaying = self.plan.replaying
