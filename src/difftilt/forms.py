@@ -1,10 +1,13 @@
-"""What carries a posterior: a copy of the prior, adapters on it, a drift net, or a perceptron."""
+"""What carries a posterior: a copy of the prior, adapters on it, a drift net, a perceptron, or
+a value whose gradient guides."""
 
 from dataclasses import dataclass
 
 from difftilt.chains import Chain, Kernel
 from difftilt.kernels import VectorKernel
 from difftilt.models.mlp import Size
+from difftilt.value_kernel import ValueKernel
+from difftilt.values import VectorValue
 
 
 @dataclass(frozen=True)
@@ -91,4 +94,32 @@ class Perceptron:
         )
 
 
-Form = FullCopy | LoRA | DriftNet | Perceptron
+@dataclass(frozen=True)
+class ValueGuided:
+    """The prior guided by the gradient of a learned ``log h``, a perceptron; what ``CEP`` trains.
+
+    Arguments:
+        scale: of the guidance; 1 aims at the posterior.
+        largest_beta: one value for every β in (0, largest_beta]; None: for the target's β alone.
+        width: hidden width.
+        depth: hidden layers.
+        frequencies: Fourier features of the prior's prediction, per dimension.
+    """
+
+    scale: float = 1.0
+    largest_beta: float | None = None
+    width: int = 96
+    depth: int = 3
+    frequencies: int = 8
+
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+        size = Size(self.width, self.depth, self.frequencies)
+        value = VectorValue(chain.event_shape, chain.steps, size, self.largest_beta)
+        value = value.to(dtype=chain.like.dtype, device=chain.like.device)
+        # The target's own β is set by who knows it (``ValueKernel.at``).
+        beta = 1.0 if self.largest_beta is None else self.largest_beta
+        return ValueKernel(value, chain.denoiser, chain.diffusion, self.scale, beta)
+
+
+Form = FullCopy | LoRA | DriftNet | Perceptron | ValueGuided

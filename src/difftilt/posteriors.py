@@ -29,6 +29,7 @@ from difftilt.errors import InputError
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.guidance.base import Guidance
 from difftilt.kernels import VectorKernel
+from difftilt.objectives.base import Objective
 from difftilt.populations import PopulationSampler
 from difftilt.rewards import CheckedReward, as_reward, reward_bound
 from difftilt.sampling import (
@@ -43,9 +44,10 @@ from difftilt.sampling import (
 from difftilt.schedules import Schedule
 from difftilt.smc.population import Population
 from difftilt.training.loop import train
-from difftilt.training.plan import RTB, Training
+from difftilt.training.plan import Training, suited
 from difftilt.training.run_folder import RunFolder
 from difftilt.training.state import TrainingState
+from difftilt.value_kernel import ValueKernel
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,10 @@ class Target:
         first = InitialTilt(chain.event_shape) if initial else None
         if not chain.density_steps:
             chain.tilted(VectorKernel((1,), 1), None)  # raises the sentence about ODE samplers
-        return Posterior(self, chain.tilted(form.kernel(self.prior.chain), first), form)
+        kernel = form.kernel(self.prior.chain)
+        if isinstance(kernel, ValueKernel):
+            kernel = kernel.at(self.beta)
+        return Posterior(self, chain.tilted(kernel, first), form)
 
     def population(self, method: Population, chain: Chain | None = None) -> PopulationSampler:
         """A sampler of this target by systems of particles, with no training.
@@ -219,7 +224,7 @@ class Target:
 
     def fit(
         self,
-        objective: RTB | None = None,
+        objective: Objective | None = None,
         *,
         form: Form | None = None,
         initial: bool = False,
@@ -235,7 +240,8 @@ class Target:
             initial: also learn the law of ``x_N``.
             out: a run folder to write; None keeps everything in memory.
             sources: data for bridges and conditions to amortise over.
-            **training: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``.
+            **training: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``; warm start
+                and behaviour are, if not given, what the objective asks for.
 
         Raises:
             InputError: unknown field, or one out of range.
@@ -247,8 +253,9 @@ class Target:
             raise InputError(
                 f"fit has no option {sorted(unknown)[0]!r}; options are {', '.join(sorted(known))}"
             )
+        if objective is not None:
+            training = {**suited(objective), **training, "objective": objective}
         plan = Training(**training)
-        plan = plan if objective is None else replace(plan, objective=objective)
         posterior = self.posterior(form, initial)
         state = self.state(posterior, plan, sources)
         run = None if out is None else RunFolder(FilePath(out))

@@ -2,19 +2,20 @@
 
 * ``rollout``: paths of a chain, with their log-ratio to its prior;
 * ``bridge``: a given ``x_0`` noised to a path;
+* ``noised_pairs``: a given ``x_0`` noised to one step;
 * ``back_and_forth``: a given ``x_0`` noised part of the way and denoised again.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise, Noise
-from difftilt.transitions import Gaussian, Tilt
+from difftilt.transitions import Gaussian, Tilt, rows_of
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,21 @@ def noised(chain: Chain, x_0: Float[Tensor, "B ..."], upto: int, noise: Noise) -
         law = chain.diffusion.forward_step(states[-1], n)
         states.append(law.at(noise.normal(x_0)))
     return states
+
+
+@torch.no_grad()
+def noised_pairs(
+    chain: Chain, x_0: Float[Tensor, "R ..."], n: Int[Tensor, " R"], noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """``(x_n, x_{n-1})`` of the forward process started at each end, one step n for each."""
+    alpha, sigma = (t.to(x_0) for t in (chain.diffusion.levels.alpha, chain.diffusion.levels.sigma))
+    a_n, a_s, s_n, s_s = (rows_of(t, k, x_0) for t in (alpha, sigma) for k in (n, n - 1))
+    from_data = a_s / alpha[0]
+    spread = (s_s**2 - (from_data * sigma[0]) ** 2).clamp(min=0).sqrt()
+    landed = torch.addcmul(from_data * x_0, noise.normal(x_0), spread)
+    ratio = a_n / a_s
+    added = (s_n**2 - (ratio * s_s) ** 2).clamp(min=0).sqrt()
+    return torch.addcmul(ratio * landed, noise.normal(x_0), added), landed
 
 
 @torch.no_grad()

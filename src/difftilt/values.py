@@ -14,12 +14,124 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from difftilt._ops import log_mean_exp
 from difftilt.chains import Chain, Path
 from difftilt.models.mlp import Size, StepMLP
 
 
+class RunningLogMean(nn.Module):
+    """The running mean of positive numbers, kept as a log (-inf while all were zero).
+
+    A plain mean at first, then an exponential one. Its buffers are part of a checkpoint.
+
+    Arguments:
+        count: how many means are kept.
+        decay: weight of the past, in [0, 1).
+    """
+
+    value: Tensor
+    updates: Tensor
+
+    def __init__(self, count: int = 1, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("value", torch.zeros(count))
+        self.register_buffer("updates", torch.zeros(()))
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was averaged yet."""
+        return bool(self.updates > 0)
+
+    @property
+    def finite(self) -> Float[Tensor, " count"]:
+        """The logs; 0 where only zeros were seen."""
+        return torch.where(torch.isfinite(self.value), self.value, 0.0)
+
+    @torch.no_grad()
+    def update(self, log_values: Float[Tensor, "count B"]) -> None:
+        """Average in the means of B numbers each, given by their logs."""
+        new = log_mean_exp(log_values.to(self.value), 1)
+        keep = (self.updates / (self.updates + 1)).clamp(max=self.decay)
+        self.value.copy_(torch.logaddexp(keep.log() + self.value, torch.log1p(-keep) + new))
+        self.updates += 1
+
+
+class Anchor(nn.Module):
+    """What turns a contrast's f, known up to a constant, into ``log h = f + A(β) + o``.
+
+    ``A(β)`` is the running log mean of ``r^β``, by which labels are scaled. ``o`` then follows from
+    ``E[w | x_n] = h_n(x_n)``: on the same rows, scaled labels ``w e^{-A}`` and ``e^{f + o}`` have
+    the same mean, whatever states the rows are. Both are 0 before the first ``update``.
+
+    Arguments:
+        largest_beta: None for one β; otherwise A is a table over [0, largest_beta].
+        knots: intervals of that table, between which A is interpolated.
+    """
+
+    def __init__(self, largest_beta: float | None = None, knots: int = 32) -> None:
+        super().__init__()
+        self.largest_beta = largest_beta
+        self.evidence = RunningLogMean(1 if largest_beta is None else knots + 1)
+        self.labels = RunningLogMean()
+        self.values = RunningLogMean()
+
+    @property
+    def offset(self) -> Float[Tensor, ""]:
+        """``o``."""
+        return (self.labels.finite - self.values.finite)[0]
+
+    def scale(self, beta: float | Float[Tensor, " B"]) -> Tensor:
+        """``A(β)``, a scalar or (B,)."""
+        table = self.evidence.finite
+        if self.largest_beta is None:
+            return table[0]
+        knots = len(table) - 1
+        place = torch.as_tensor(beta).to(table) * (knots / self.largest_beta)
+        low = place.long().clamp(0, knots - 1)
+        return torch.lerp(table[low], table[low + 1], place - low)
+
+    def forward(self, beta: float | Float[Tensor, " B"]) -> Tensor:
+        """``A(β) + o``, a scalar or (B,)."""
+        return self.scale(beta) + self.offset
+
+    def see_ends(
+        self, log_r: Float[Tensor, " B"], beta: float, log_ratio: Float[Tensor, " B"] | float = 0.0
+    ) -> None:
+        """Average in the evidence of B ends.
+
+        Arguments:
+            log_r: nats, before any β.
+            beta: β; read only where there is no table.
+            log_ratio: Λ of their paths to the prior; 0 for the prior's own.
+        """
+        if self.largest_beta is None:
+            powers = log_r.new_tensor([beta])
+        else:
+            powers = torch.linspace(0, self.largest_beta, len(self.evidence.value)).to(log_r)
+        # 0 · (-inf) is nan: at β = 0 every end counts as one.
+        powered = torch.where(powers[:, None] > 0, powers[:, None] * log_r, 0.0)
+        self.evidence.update(powered - log_ratio)
+
+    def see_rows(self, log_labels: Float[Tensor, " R"], f: Float[Tensor, " R"]) -> None:
+        """Average in R scaled labels, by their logs, and the f at their states."""
+        self.labels.update(log_labels[None])
+        self.values.update(f[None])
+
+
 class Value(nn.Module, ABC):
-    """``log h_n(x_n)`` for n = 1 ... N, up to what it was trained on."""
+    """``log h_n(x_n)`` for n = 1 ... N, up to what it was trained on.
+
+    A value that a contrast trains adds ``self.anchor(beta)`` to what its network says.
+
+    Arguments:
+        largest_beta: trained over β in (0, largest_beta], which is an input; None: one β.
+    """
+
+    def __init__(self, largest_beta: float | None = None) -> None:
+        super().__init__()
+        self.largest_beta = largest_beta
+        self.anchor = Anchor(largest_beta)
 
     @abstractmethod
     def forward(
@@ -58,9 +170,8 @@ class VectorValue(Value):
         size: Size | None = None,
         largest_beta: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(largest_beta)
         dimension = int(torch.Size(event_shape).numel())
-        self.largest_beta = largest_beta
         extra = 0 if largest_beta is None else 1
         self.network = StepMLP(dimension, 1, steps, Size() if size is None else size, extra=extra)
 
@@ -73,11 +184,12 @@ class VectorValue(Value):
         beta: float | Float[Tensor, " B"] = 1.0,
     ) -> Float[Tensor, " B"]:
         if self.largest_beta is None:
-            return self.network(x, prediction, n)[:, 0]
+            return self.network(x, prediction, n)[:, 0] + self.anchor(beta)
         share = torch.as_tensor(beta, dtype=x.dtype, device=x.device) / self.largest_beta
         share = share.expand(len(x))
-        # No tilt, no value: log h is zero at β = 0.
-        return share * self.network(x, prediction, n, share[:, None])[:, 0]
+        # No tilt, no value: f is zero at β = 0.
+        f = share * self.network(x, prediction, n, share[:, None])[:, 0]
+        return f + self.anchor(beta)
 
 
 def path_values(

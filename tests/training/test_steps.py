@@ -298,7 +298,7 @@ def test_conditions_met_once_in_a_batch_are_left_out():
 
 
 def test_a_batch_of_one_has_no_variance():
-    with pytest.raises(InputError, match=r"log-variance form .* at least 2 paths"):
+    with pytest.raises(InputError, match=r"RTB compares paths: it needs at least 2 paths"):
         Training(batch=1)
     learned = quick_plan(batch=1, steps=2, objective=RTB(log_z="learned"))
     learned = replace(learned, behaviour=BehaviourWeights(on_policy=1.0, pool=0.0))

@@ -106,6 +106,16 @@ class Objective(ABC):  # noqa: B024
         return True
 
     @property
+    def behaviours(self) -> frozenset[str] | None:
+        """The behaviours whose paths it may use (fields of ``BehaviourWeights``); None: any."""
+        return None
+
+    @property
+    def starts_warm(self) -> bool:
+        """Whether a warm start by weighted likelihood makes sense before it."""
+        return not self.on_policy
+
+    @property
     def updates_per_batch(self) -> int:
         """Optimiser steps on each batch of paths; above 1 only with ``drawn``."""
         return 1

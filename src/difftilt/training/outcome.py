@@ -56,8 +56,8 @@ def _cause(state: TrainingState, losses: Tensor, log_r: Tensor) -> str:
     for name, parameter in trained(state.chain).items():
         if not bool(torch.isfinite(parameter).all()):
             return f"parameter {name} is not finite"
-    if len(losses):
-        return "Λ of a path is not finite"
     if bool(log_r.isnan().any()):
         return "log r is not a number"
+    if len(losses):
+        return "Λ of a path is not finite"
     return "every path of the batch has log r = -inf"

@@ -51,8 +51,17 @@ def _situation(state: TrainingState, beta: float, count: int, ratio: bool) -> Si
     return Situation(chain, state.log_reward, beta, state.generator, state.buffer, chunk, ratio)
 
 
-def draw_paths(state: TrainingState, beta: float) -> dict[str, Scored]:
-    """Paths of this update's behaviours, by behaviour."""
+def draw_paths(state: TrainingState, beta: float, ratio: bool | None = None) -> dict[str, Scored]:
+    """Paths of this update's behaviours, by behaviour.
+
+    Arguments:
+        state: the training.
+        beta: β of this update.
+        ratio: work out Λ of own paths; None: where the gradient will not find it on its way.
+
+    Raises:
+        InputError: replay or local search alone, with nothing to replay yet.
+    """
     names = ["pool"] if state.warming else list(state.behaviours)
     weights = {n: 1.0 if state.warming else state.behaviours[n][1] for n in names}
     if not len(state.buffer):
@@ -66,7 +75,8 @@ def draw_paths(state: TrainingState, beta: float) -> dict[str, Scored]:
         )
     total = sum(weights.values())
     counts = {n: max(1, round(state.plan.batch * w / total)) for n, w in weights.items()}
-    ratio = not _one_chunk(state, sum(counts.values()))
+    if ratio is None:
+        ratio = not _one_chunk(state, sum(counts.values()))
     return {
         n: state.behaviours[n][0].draw(_situation(state, beta, c, ratio), c)
         for n, c in counts.items()

@@ -1,7 +1,7 @@
 """What a training is made of: plain frozen records, the single source of API and command line."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from difftilt.errors import InputError
 from difftilt.objectives.balance import RTB
@@ -140,8 +140,9 @@ class Training:
         least = self.objective.paths_per_group
         if self.batch < least:
             raise InputError(
-                f"the log-variance form (log_z='batch') needs at least {least} paths in a batch, "
-                f"got batch={self.batch}; raise batch or use log_z='learned'"
+                f"{type(self.objective).__name__} compares paths: it needs at least {least} paths "
+                f"in a batch, got batch={self.batch}; raise batch (or, for RTB, use "
+                "log_z='learned')"
             )
         elsewhere = sum(vars(self.behaviour).values()) - self.behaviour.on_policy
         if self.objective.on_policy and (self.warm_start > 0 or elsewhere > 0):
@@ -149,3 +150,30 @@ class Training:
                 f"{type(self.objective).__name__} is an on-policy objective: it needs "
                 "warm_start=0 and behaviour=BehaviourWeights(on_policy=1, pool=0)"
             )
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        objective = self.objective
+        name, usable = type(objective).__name__, objective.behaviours
+        if not objective.starts_warm and self.warm_start > 0:
+            raise InputError(
+                f"{name} has no warm start, got warm_start={self.warm_start}; set it to 0"
+            )
+        used = {name for name, share in vars(self.behaviour).items() if share > 0}
+        if usable is not None and used - usable:
+            raise InputError(
+                f"{name} is right on paths of {', '.join(sorted(usable))} alone, got "
+                f"{', '.join(sorted(used - usable))}; change behaviour, for example to "
+                "BehaviourWeights(prior=1, on_policy=0, pool=0)"
+            )
+
+
+def suited(objective: Objective) -> dict[str, Any]:
+    """The fields of ``Training`` that an objective asks for where its user says nothing."""
+    if objective.on_policy:
+        return {"warm_start": 0.0, "behaviour": BehaviourWeights(on_policy=1, pool=0)}
+    usual = {name for name, share in vars(BehaviourWeights()).items() if share > 0}
+    found: dict[str, Any] = {} if objective.starts_warm else {"warm_start": 0.0}
+    if objective.behaviours is not None and not usual <= objective.behaviours:
+        found["behaviour"] = BehaviourWeights(prior=1, on_policy=0, pool=0)
+    return found

@@ -16,6 +16,7 @@ from difftilt.chains import Chain
 from difftilt.errors import CheckpointError
 from difftilt.training.random_state import random_numbers, random_tensors, restore_random
 from difftilt.training.state import TrainingState
+from difftilt.value_kernel import ValueKernel
 
 FORMAT = 2
 
@@ -123,9 +124,16 @@ def _buffers(chain: Chain) -> Tensors:
 def _own_tensors(state: TrainingState) -> Tensors:
     """Tensors of fixed name and shape that are restored in place."""
     weights = {f"parameter/{k}": v.detach() for k, v in trained(state.chain).items()}
-    value = {} if state.value is None else state.value.state_dict()
-    weights |= {f"value/{k}": v for k, v in value.items()}
+    weights |= {f"value/{k}": v for k, v in _own_value(state).items()}
     return weights | {f"log_z/{k}": v for k, v in state.log_z.state_dict().items()}
+
+
+def _own_value(state: TrainingState) -> Tensors:
+    """The value's tensors, unless it guides the posterior: then they are the kernel's."""
+    kernel = state.chain.kernel
+    if state.value is None or (isinstance(kernel, ValueKernel) and kernel.value is state.value):
+        return {}
+    return state.value.state_dict()
 
 
 def _training_tensors(state: TrainingState) -> Tensors:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.chains import Chain
+from difftilt.errors import InputError
 from difftilt.noise import seeded
+from difftilt.objectives.base import Objective
+from difftilt.objectives.ends import EndObjective
 from difftilt.replay.behaviour import (
     Behaviour,
     DataBridges,
@@ -20,11 +23,14 @@ from difftilt.replay.behaviour import (
 )
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.training.plan import Optimisation, Training
-from difftilt.values import Value, VectorValue
+from difftilt.value_kernel import ValueKernel
+from difftilt.values import RunningLogMean, Value, VectorValue
 
 
 class LogPartition(nn.Module):
     """A learned ``log Z``: one number, or one per condition label.
+
+    ``running`` is the running log mean of weights, for objectives that scale by it.
 
     Arguments:
         labels: number of conditions when they are integers 0 ... labels - 1; 0 for one number.
@@ -34,6 +40,7 @@ class LogPartition(nn.Module):
         super().__init__()
         self.value = nn.Parameter(torch.zeros(max(labels, 1)))
         self.labels = labels
+        self.running = RunningLogMean()
 
     def forward(self, batch: int, condition: Tensor | None) -> Tensor:
         """``log Z`` of each path, (B,)."""
@@ -121,7 +128,10 @@ class TrainingState:
         conditions: draws conditions, ``(count, generator) -> (count, ...)``, or None.
         labels: number of integer conditions for a learned ``log Z``; 0 otherwise.
         data: data for bridges, or None.
-        value: learned ``log h`` of objectives that need one, trained along, or None.
+        value: learned ``log h`` of objectives that need one; default ``value_of``.
+
+    Raises:
+        InputError: the objective and the posterior do not go together.
     """
 
     chain: Chain
@@ -141,9 +151,15 @@ class TrainingState:
         self.log_z = LogPartition(self.labels)
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
-        if self.value is None and "log_h" in self.plan.objective.needs:
+        objective = self.plan.objective
+        if self.chain.initial is not None and isinstance(objective, EndObjective):
+            raise InputError(
+                f"{type(objective).__name__} sees single steps and does not train the law of x_N; "
+                "use initial=False"
+            )
+        if self.value is None:
             with seeded(torch.Generator().manual_seed(self.plan.seed)):
-                self.value = VectorValue(self.chain.event_shape, self.chain.steps)
+                self.value = value_of(self.chain, objective)
         self.optimisers = optimisers(self.chain, self.log_z, self.plan.optimisation, self.value)
         self.called = self.chain.calls.total
         replaying = self.plan.replaying
@@ -217,6 +233,25 @@ class TrainingState:
             made["data"] = DataBridges(self.data)
         used = {name: (b, weights[name]) for name, b in made.items()}
         return {k: v for k, v in used.items() if v[1] > 0 or (k == "pool" and plan.warm_start > 0)}
+
+
+def value_of(chain: Chain, objective: Objective) -> Value | None:
+    """The value that an objective trains: the one that guides the posterior, or one of its own.
+
+    Raises:
+        InputError: the objective trains what guides, and the posterior is guided by no value.
+    """
+    if "log_h" not in objective.needs:
+        return None
+    if isinstance(chain.kernel, ValueKernel):
+        return chain.kernel.value
+    if isinstance(objective, EndObjective) and objective.guides:
+        raise InputError(
+            f"{type(objective).__name__} trains a value, and the posterior has to be guided by it; "
+            "use form=ValueGuided() (or a ValueKernel)"
+        )
+    value = VectorValue(chain.event_shape, chain.steps)
+    return value.to(dtype=chain.like.dtype, device=chain.like.device)
 
 
 def trainable(chain: Chain) -> list[nn.Parameter]:

@@ -13,12 +13,14 @@ from torch import Tensor
 from difftilt.errors import TrainingError
 from difftilt.replay.behaviour import Scored
 from difftilt.training.denoising import denoising_updates
+from difftilt.training.noising import end_updates
 from difftilt.training.outcome import Outcome
 from difftilt.training.paths import path_updates
 from difftilt.training.state import TrainingState
 
 DOORS: dict[str, Callable[[TrainingState, float], Iterator[Outcome]]] = {
     "paths": path_updates,
+    "ends": end_updates,
 }
 
 
