@@ -27,6 +27,7 @@ from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.kernels import VectorKernel
+from difftilt.objectives.base import Objective
 from difftilt.rewards import CheckedReward, as_reward, reward_bound
 from difftilt.sampling import (
     Correction,
@@ -39,7 +40,7 @@ from difftilt.sampling import (
 )
 from difftilt.schedules import Schedule
 from difftilt.training.loop import train
-from difftilt.training.plan import RTB, Training
+from difftilt.training.plan import Training
 from difftilt.training.run_folder import RunFolder
 from difftilt.training.state import TrainingState
 
@@ -130,8 +131,12 @@ class Target:
         return Tilted(self.score, self.beta, self.log_bound)
 
     def score(self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
-        """``log r`` of the chain's ends, decoded first where the prior decodes."""
-        return self.log_reward(self.prior.decoded(x_0), condition)
+        """``log r`` of the chain's ends, decoded first where the prior decodes.
+
+        Detached, except where x_0 asks for a gradient.
+        """
+        ask = self.log_reward.differentiable if x_0.requires_grad else self.log_reward
+        return ask(self.prior.decoded(x_0), condition)
 
     def posterior(self, form: Form | None = None, initial: bool = False) -> "Posterior":
         """The untrained posterior of a form: equal to the prior, to the bit.
@@ -172,7 +177,7 @@ class Target:
 
     def fit(
         self,
-        objective: RTB | None = None,
+        objective: Objective | None = None,
         *,
         form: Form | None = None,
         initial: bool = False,

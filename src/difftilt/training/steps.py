@@ -15,10 +15,12 @@ from difftilt.replay.behaviour import Scored
 from difftilt.training.denoising import denoising_updates
 from difftilt.training.outcome import Outcome
 from difftilt.training.paths import path_updates
+from difftilt.training.pathwise import pathwise_updates
 from difftilt.training.state import TrainingState
 
 DOORS: dict[str, Callable[[TrainingState, float], Iterator[Outcome]]] = {
     "paths": path_updates,
+    "pathwise": pathwise_updates,
 }
 
 

@@ -69,7 +69,10 @@ class ProductMixtureDenoiser(Denoiser):
         total = alpha**2 * self.variance + sigma**2
         bias = self.log_weights - (alpha**2 / total) * self.half_squares
         logits = torch.addcmul(bias, (alpha / total) * x_t, self.means)
-        centre = torch.softmax(logits, 0).mul_(self.means).sum(0)
+        share = torch.softmax(logits, 0)
+        # In place where no gradient needs the shares themselves.
+        share = share * self.means if share.requires_grad else share.mul_(self.means)
+        centre = share.sum(0)
         return (alpha * self.variance / total) * x_t + (sigma**2 / total) * centre
 
 
@@ -102,7 +105,10 @@ class MixtureDenoiser(Denoiser):
         bias = self.log_weights - (alpha**2 / total) * self.half_squares
         logits = torch.addmm(bias, (alpha / total) * x_t, self.means[:, :-1].T)
         # Below e^-80 a float32 is denormal, and each operation on it ten times as slow.
-        logits = logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=-80)
-        share = logits.exp_() @ self.means
+        if logits.requires_grad:
+            share = torch.softmax(logits, 1).clamp(min=1e-35) @ self.means
+        else:
+            logits = logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=-80)
+            share = logits.exp_() @ self.means
         centre = share[:, :-1] / share[:, -1:]
         return (alpha * self.variance / total) * x_t + (sigma**2 / total) * centre
