@@ -15,7 +15,6 @@ from torch import Tensor
 
 from difftilt.controls import ControlReward
 from difftilt.diagnostics.distances import mode_total_variation
-from difftilt.errors import InputError
 from difftilt.forms import Perceptron
 from difftilt.objectives.base import Objective
 from difftilt.objectives.pathwise import KLControl, PathwiseObjective
@@ -25,8 +24,8 @@ from difftilt.tasks.exact.controls import PAIRS, TwoControls
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 
 LABELS = (2, 2)
-OFFLINE = 40_000
-DRAWS = 50_000
+OFFLINE = 100_000
+DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -70,53 +69,53 @@ def controls_plan(
     seconds: float | None = None,
     seed: int = 0,
 ) -> Training:
-    """The training: on-policy for objectives that need it, else with a pooled warm start.
-
-    Raises:
-        InputError: fewer than one update.
-    """
+    """The training: on-policy for objectives that need it, else with a pooled warm start."""
     objective = KLControl() if objective is None else objective
-    if updates < 1:
-        raise InputError(f"updates={updates}; train for at least 1")
     plan = Training(
         steps=updates,
         seconds=seconds,
+        batch=256,
         chunk=32_768,
-        paths_per_condition=32,
         optimisation=Optimisation(learning_rate=3e-3, hidden_learning_rate=0.01),
         seed=seed,
     )
     if objective.on_policy:
         own = BehaviourWeights(on_policy=1.0, pool=0.0)
-        plan = replace(plan, warm_start=0.0, behaviour=own)
+        plan = replace(plan, warm_start=0.0, behaviour=own, paths_per_condition=1)
     else:
         plan = replace(plan, warm_start_subset=10)
     return replace(plan, objective=objective)
 
 
+def controlled(target: Target, plan: Training) -> Posterior:
+    """One posterior for all pairs of labels: one Gaussian per step where draws need a derivative,
+    else a mixture of four.
+    """
+    form = Perceptron(components=4, labels=LABELS)
+    if isinstance(plan.objective, PathwiseObjective):
+        form = replace(form, components=1, learned_variance=not plan.objective.lean)
+    torch.manual_seed(plan.seed)
+    return target.fit(form=form, sources=Sources(conditions=any_pair), **vars(plan))
+
+
 def two_controls(
-    objective: Objective | None = None,
-    updates: int = 1000,
-    seconds: float | None = None,
-    seed: int = 0,
+    plan: Training | None = None,
+    problem: TwoControls | None = None,
+    offline: int = OFFLINE,
+    draws: int = DRAWS,
 ) -> tuple[Posterior, list[PairJudgement]]:
     """Learn both classifiers, train one posterior for all pairs of labels, and judge it.
 
     Arguments:
-        objective: default ``KLControl()``.
-        updates: optimiser steps.
-        seconds: train for this wall time instead.
-        seed: of everything.
+        plan: of the training; its seed is that of everything. Default ``controls_plan()``.
+        problem: with its answer.
+        offline: labelled samples for each classifier.
+        draws: samples per pair of labels for the judgement.
     """
-    problem = TwoControls()
-    plan = controls_plan(objective, updates, seconds, seed)
-    target = offline_target(problem, seed)
-    form = Perceptron(components=4, labels=LABELS)
-    if isinstance(plan.objective, PathwiseObjective):
-        form = replace(form, components=1, learned_variance=not plan.objective.lean)
-    torch.manual_seed(seed)
-    posterior = target.fit(form=form, sources=Sources(conditions=any_pair), **vars(plan))
-    return posterior, [judge_pair(problem, posterior, pair, seed) for pair in PAIRS]
+    plan = controls_plan() if plan is None else plan
+    problem = TwoControls() if problem is None else problem
+    posterior = controlled(offline_target(problem, plan.seed, offline), plan)
+    return posterior, [judge_pair(problem, posterior, pair, plan.seed, draws) for pair in PAIRS]
 
 
 def judge_pair(
@@ -124,16 +123,16 @@ def judge_pair(
     posterior: Posterior,
     pair: tuple[int, int],
     seed: int = 0,
-    n: int = 50_000,
+    draws: int = DRAWS,
 ) -> PairJudgement:
     """Hold a posterior, given one pair of labels, against the truth."""
     truth = problem.truth(pair)
     assert truth.label_probabilities is not None and truth.label is not None
     labels = torch.tensor([pair])
-    drawn = posterior.given(labels).draw(DRAWS, seed + 17)
+    drawn = posterior.given(labels).draw(draws, seed + 17)
     assert drawn.log_w is not None
     zeros, cells = torch.zeros(8, dtype=torch.float64), truth.label(drawn.x_0)
-    raw = zeros.index_add(0, cells, torch.ones(DRAWS, dtype=torch.float64))
+    raw = zeros.index_add(0, cells, torch.ones(draws, dtype=torch.float64))
     weighted = zeros.index_add(0, cells, torch.softmax(drawn.log_w.double(), 0))
     points = problem.points.float()
     learned = posterior.target.score(points, labels.expand(len(points), 2)).double()

@@ -38,10 +38,13 @@ class TwoControls:
     Arguments:
         steps: N of the prior's chain.
         slope: a, in units of the chain's states.
+        fineness: of the quadrature's grids (``plane.data_law``); mode weights are right to 1e-5
+            at 2.
     """
 
     steps: int = 20
     slope: float = 1.5
+    fineness: float = 2.0
     toy: Toy = field(default_factory=ring_toy)
 
     @cached_property
@@ -88,7 +91,8 @@ class TwoControls:
             return self.log_reward(x, torch.tensor([pair]).expand(len(x), 2))
 
         prior = self._prior_law
-        posterior, log_r = prior.tilted(log_reward(prior.x)), log_reward(prior.x)
+        log_r = log_reward(prior.x)
+        posterior = prior.tilted(log_r)
         log_z = math.log(float(prior.expectation(log_r.exp())))
         mean = posterior.expectation(prior.x)
         centred = prior.x - mean
@@ -113,7 +117,7 @@ class TwoControls:
 
     @cached_property
     def _prior_law(self) -> Cloud:
-        return data_law(self.chain, 2.0)
+        return data_law(self.chain, self.fineness)
 
     def _cells(self, law: Cloud) -> Tensor:
         masses = torch.zeros(self.toy.labels, dtype=torch.float64)
