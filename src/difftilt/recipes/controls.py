@@ -83,7 +83,7 @@ def controls_plan(
         own = BehaviourWeights(on_policy=1.0, pool=0.0)
         plan = replace(plan, warm_start=0.0, behaviour=own, paths_per_condition=1)
     else:
-        plan = replace(plan, warm_start_subset=10)
+        plan = replace(plan, warm_start_subset=8)
     return replace(plan, objective=objective)
 
 

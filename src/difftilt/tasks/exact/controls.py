@@ -136,8 +136,10 @@ class TwoControls:
         variance = (self.toy.std / self.toy.scale) ** 2
         covariance = variance * axes @ axes.T + torch.eye(2, dtype=torch.float64)
         means = (self.toy.centres / self.toy.scale) @ axes.T
-        law = multivariate_normal([0.0, 0.0], covariance.numpy())
-        masses = torch.tensor([float(law.cdf(mean.numpy())) for mean in means]).double()
+        orthants = [
+            multivariate_normal.cdf(mean.numpy(), [0.0, 0.0], covariance.numpy()) for mean in means
+        ]
+        masses = torch.tensor(orthants, dtype=torch.float64)
         cells = self.toy.cell(self.toy.centres / self.toy.scale)
         ordered = torch.zeros(self.toy.labels, dtype=torch.float64).index_add(0, cells, masses)
         return ordered / ordered.sum()
