@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftilt.adjoint import match_lean_adjoint, pull_back
+from difftilt.adjoint import Cost, match_lean_adjoint, pull_back
 from difftilt.chains import Chain, InitialTilt, Path
 from difftilt.errors import InputError
 from difftilt.kernels import VectorKernel
 from difftilt.rollouts import rollout
+from difftilt.scoring import log_ratio
+from difftilt.tasks.exact.affine import TiltedAffineChain
 from difftilt.tasks.exact.linear_gaussian import LinearModel
 from difftilt.tasks.exact.neural import neural_ring8
 from difftilt.training.pathwise import reward_gradient
@@ -28,13 +30,15 @@ def log_reward(x: Tensor, condition: Tensor | None = None) -> Tensor:
     return -(x[:, 0].sin() + (x - wanted).pow(4).sum(1))
 
 
-def autograd_loss(chain: Chain, path: Path) -> Tensor:
-    """``Σ KL - log r`` of the paths drawn again from their own noise, with its graph."""
+def autograd_loss(chain: Chain, path: Path, sampled: bool = False) -> Tensor:
+    """``Σ KL - log r`` (or ``Λ - log r``) of paths drawn again from their own noise, with graph."""
     batch, total = path.batch, torch.zeros(())
     x = path.states[-1]
     base = chain.diffusion.base(x)
     if chain.initial is not None:
-        x, total = again(base, chain.initial(batch), x, total)
+        tilt = chain.initial(batch)
+        eps = again(tilt, base.standardise(x))
+        x, total = base.at(eps), tilt.log_ratio(eps) if sampled else tilt.divergence()
     for n in range(chain.steps, 0, -1):
         prediction = chain.predict(x, n, gradients=True)
         law = chain.law(prediction, x, n)
@@ -45,18 +49,15 @@ def autograd_loss(chain: Chain, path: Path) -> Tensor:
         assert isinstance(tilt, GaussianTilt)
         stored = path.states[n]
         given = chain.law(chain.predict(stored, n), stored, n).standardise(path.states[n - 1])
-        z = given - tilt.delta
-        if tilt.log_scale is not None:
-            z = z * (-tilt.log_scale).exp()
-        scale = 1 if tilt.log_scale is None else tilt.log_scale.exp()
-        x = law.at(tilt.delta + scale * z.detach())
-        total = total + tilt.divergence()
+        eps = again(tilt, given)
+        x = law.at(eps)
+        total = total + (tilt.log_ratio(eps) if sampled else tilt.divergence())
     return (total - log_reward(x, path.condition)).sum()
 
 
-def again(law, tilt, landed: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    z = ((law.standardise(landed) - tilt.delta) * (-tilt.log_scale).exp()).detach()
-    return law.at(tilt.delta + tilt.log_scale.exp() * z), total + tilt.divergence()
+def again(tilt: GaussianTilt, eps: Tensor) -> Tensor:
+    scale = torch.ones(()) if tilt.log_scale is None else tilt.log_scale.exp()
+    return tilt.delta + scale * ((eps - tilt.delta) / scale).detach()
 
 
 def gradient(chain: Chain, run: Callable[[], None]) -> Tensor:
@@ -73,7 +74,7 @@ def both(chain: Chain, path: Path, chunk: int | None = None) -> tuple[Tensor, Te
     """Our gradient and autograd's."""
     weights = torch.ones(len(chain.density_steps) + 1)
     end = -reward_gradient(log_reward, path)[1]
-    ours = gradient(chain, lambda: pull_back(chain, path, end, weights, 1.0, chunk))
+    ours = gradient(chain, lambda: pull_back(chain, path, end, weights, Cost(), chunk))
     full = gradient(chain, lambda: autograd_loss(chain, path).backward())
     assert float(full.norm()) > 1e-2
     return ours, full
@@ -142,10 +143,43 @@ def test_the_cost_scales_the_divergence():
     path = rollout(chain, 5, noise())
     end, ones = -reward_gradient(log_reward, path)[1], torch.ones(5)
     parts = [
-        gradient(chain, lambda c=c, e=e: pull_back(chain, path, end * e, ones, c))
+        gradient(chain, lambda c=c, e=e: pull_back(chain, path, end * e, ones, Cost(c)))
         for c, e in [(0.0, 1.0), (1.0, 0.0), (0.3, 2.0)]
     ]
     assert relative(2 * parts[0] + 0.3 * parts[1], parts[2]) < 1e-12
+
+
+@pytest.mark.parametrize("form", GAUSSIAN_FORMS)
+def test_the_path_derivative_is_autograd_of_the_weight_with_its_density_frozen(form: str):
+    """``Λ - log r`` by autograd through the path, less the score ``∂ log q`` at the stored path."""
+    chain = posterior_of(prior().given(CONDITION), form)
+    path = rollout(chain, 5, noise())
+    end = -reward_gradient(log_reward, path)[1]
+    ours = gradient(chain, lambda: pull_back(chain, path, end, torch.ones(5), Cost(1.0, True)))
+    sampled = gradient(chain, lambda: autograd_loss(chain, path, sampled=True).backward())
+    score = gradient(chain, lambda: log_ratio(chain, path).sum().backward())
+    assert float(score.norm()) > 1e-2
+    assert relative(ours, sampled - score) < 1e-12
+
+
+def test_the_path_derivative_vanishes_at_the_optimum():
+    """Where q = π its noise is rounding; the plain gradient's is not. One dimension, float64."""
+    model = one_dimensional_model()
+    chain = model.chain(6, torch.float64)
+    answer = model.tilted(chain)
+    kernel, initial = LinearKernel(1, 6).double(), InitialTilt((1,)).double()
+    exact(kernel, initial, answer)
+    with torch.no_grad():
+        for n, tilt in enumerate(answer.tilts, 1):
+            kernel.table[2, 0, n] = 0.5 * tilt.covariance[0, 0].log()
+    chain = chain.tilted(kernel, initial)
+    path = rollout(chain, 50, noise())
+    end = -reward_gradient(lambda x, _: model.log_reward(x), path)[1]
+    plain, quiet = (
+        gradient(chain, lambda c=cost: pull_back(chain, path, end, torch.ones(7), c))
+        for cost in (Cost(), Cost(path_derivative=True))
+    )
+    assert float(quiet.norm()) < 1e-10 < 1e-1 < float(plain.norm())
 
 
 def test_rows_are_linear_and_unvisited_beyond_the_last_weight():
@@ -318,6 +352,12 @@ def exact_shifts(model: LinearModel, steps: int) -> tuple[Chain, Tensor]:
     chain = model.chain(steps, torch.float64)
     answer = model.tilted(chain)
     kernel, initial = TabledKernel(1, steps).double(), InitialTilt((1,)).double()
+    exact(kernel, initial, answer)
+    return chain.tilted(kernel, initial), torch.ones(steps + 1)
+
+
+def exact(kernel: LinearKernel, initial: InitialTilt, answer: TiltedAffineChain) -> None:
+    """The means of the Doob kernels, and the law of x_N."""
     with torch.no_grad():
         for n, tilt in enumerate(answer.tilts, 1):
             slope = tilt.gain @ answer.prior.weights[n]
@@ -325,7 +365,6 @@ def exact_shifts(model: LinearModel, steps: int) -> tuple[Chain, Tensor]:
             kernel.table[1, 0, n] = slope[0]
         initial.delta.copy_(answer.initial.shift)
         initial.log_scale.copy_(0.5 * answer.initial.covariance[0].log())
-    return chain.tilted(kernel, initial), torch.ones(steps + 1)
 
 
 def mean_gradient(chain: Chain, model: LinearModel, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ derivatives ``a_n = ∂L/∂x_n`` and those by the parameters φ follow from the
 
 * ``pull_back``: exactly this, through the prior's prediction too; it is autograd of the whole path
   with the graph of one step, whatever N. Other weights w truncate it.
+  ``Cost(path_derivative=True)`` leaves a term of mean zero out of it.
 * ``match_lean_adjoint``: the lean adjoint, which goes through the prior's steps alone, as the
   target of a regression for δ.
 
@@ -17,6 +18,7 @@ A step of zero variance is a map of the prior: adjoints pass through it.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -27,12 +29,33 @@ from difftilt.errors import InputError
 from difftilt.transitions import Gaussian, GaussianTilt, Tilt
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What each step pays for leaving the prior.
+
+    Arguments:
+        weight: of the step's KL.
+        path_derivative: pay the sampled λ instead of its mean, the KL, and leave the derivative by
+            φ of ``log q_φ`` at the fixed path out of the gradient. It has mean zero, so the
+            gradient keeps its mean; where q = π the rest is zero on every path, not on average.
+            Costs a second backward pass per step.
+
+    Source: Roeder et al. 2017 (arXiv 1703.09194) for the path derivative.
+    """
+
+    weight: float = 1.0
+    path_derivative: bool = False
+
+
+FULL_COST = Cost()
+
+
 def pull_back(
     chain: Chain,
     path: Path,
     end: Float[Tensor, "B ..."],
     weights: Float[Tensor, " rows"],
-    cost: float = 1.0,
+    cost: Cost = FULL_COST,
     chunk: int | None = None,
 ) -> None:
     """Accumulate ``∂L/∂φ`` of paths into the posterior's parameters, summed over the paths.
@@ -43,7 +66,7 @@ def pull_back(
         end: ``a_0``, the derivative of L by ``x_0``, (B, *event).
         weights: w of each row's parameter gradient; rows are ``chain.density_steps`` and, last, the
             law of x_N. Beyond the last row that has a weight nothing is visited.
-        cost: weight of the KL of each step.
+        cost: of each step.
         chunk: paths at once; default all.
 
     Raises:
@@ -59,9 +82,9 @@ def pull_back(
         if last == len(steps) and chain.initial is not None:
             tilt = chain.initial(part.batch)
             law = chain.diffusion.base(part.states[-1])
-            landed = law.at(_redrawn(tilt, law.standardise(part.states[-1])))
-            through = (adjoint * landed).sum() + cost * tilt.divergence().sum()
-            _accumulate(through, None, _trained(chain.initial), float(weights[-1]))
+            eps = law.standardise(part.states[-1])
+            step = _Step(tilt, law, eps, None, _trained(chain.initial), float(weights[-1]))
+            step.pull(adjoint, cost)
 
 
 def match_lean_adjoint(
@@ -130,7 +153,7 @@ def _top(chain: Chain, last: int) -> int:
 
 
 def _pulled(
-    chain: Chain, path: Path, n: int, adjoint: Tensor, weighting: tuple[float, float]
+    chain: Chain, path: Path, n: int, adjoint: Tensor, weighting: tuple[float, Cost]
 ) -> Tensor:
     """``a_n`` from ``a_{n-1}``; accumulates the step's parameter gradient on the way."""
     weight, cost = weighting
@@ -141,14 +164,40 @@ def _pulled(
         if not chain.diffusion.has_density(n):
             return torch.autograd.grad((adjoint * law.mean).sum(), x)[0]
         tilt = _gaussian(chain.tilt(x, n, prediction))
-        landed = law.at(_redrawn(tilt, law.standardise(path.states[n - 1])))
-        through = (adjoint * landed).sum()
-        if cost != 0:
-            through = through + cost * tilt.divergence().sum()
+        eps = law.standardise(path.states[n - 1])
     assert chain.kernel is not None
-    above = _accumulate(through, x, _trained(chain.kernel), weight)
+    above = _Step(tilt, law, eps, x, _trained(chain.kernel), weight).pull(adjoint, cost)
     assert above is not None
     return above
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step with its graph: to the state ``x`` it leaves (None for x_N) and to parameters."""
+
+    tilt: GaussianTilt
+    law: Gaussian
+    eps: Tensor
+    x: Tensor | None
+    parameters: list[nn.Parameter]
+    weight: float
+
+    def pull(self, adjoint: Tensor, cost: Cost) -> Tensor | None:
+        """The adjoint of x; accumulates the parameters' gradient."""
+        with torch.enable_grad():
+            eps = _redrawn(self.tilt, self.eps)
+            through = (adjoint * self.law.at(eps)).sum()
+            if not cost.path_derivative:
+                if cost.weight != 0:
+                    through = through + cost.weight * self.tilt.divergence().sum()
+                return _accumulate(through, self.x, self.parameters, self.weight)
+            through = through + cost.weight * self.tilt.log_ratio(eps).sum()
+            fixed = cost.weight * self.tilt.log_ratio(self.eps.detach()).sum()
+        above = None
+        if self.x is not None:
+            (above,) = torch.autograd.grad(through, self.x, retain_graph=True)
+        _accumulate(through - fixed, None, self.parameters, self.weight)
+        return above
 
 
 def _redrawn(tilt: GaussianTilt, eps: Tensor) -> Tensor:
@@ -166,6 +215,8 @@ def _accumulate(
     """Add ``weight`` times the derivative by the parameters to theirs; returns the one by x."""
     wanted = parameters if weight != 0 else []
     inputs: list[Tensor] = [*wanted] if x is None else [x, *wanted]
+    if not inputs:
+        return None
     gradients = list(torch.autograd.grad(through, inputs, allow_unused=True))
     above = None if x is None else gradients.pop(0)
     for parameter, gradient in zip(wanted, gradients, strict=True):

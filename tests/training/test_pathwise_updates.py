@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import difftilt
-from difftilt.adjoint import pull_back
+from difftilt.adjoint import Cost, pull_back
 from difftilt.chains import Chain, InitialTilt, Path
 from difftilt.errors import InputError, TrainingError
 from difftilt.forms import Perceptron
@@ -64,14 +64,16 @@ def test_an_update_is_the_mean_over_its_paths(chunk: int):
     for parameter in trainable(state.chain):
         parameter.grad = None
     end = -1.7 * reward_gradient(state.log_reward, scored.path)[1]
-    pull_back(state.chain, scored.path, end / 32, torch.ones(4), 1 / 32)
+    pull_back(state.chain, scored.path, end / 32, torch.ones(4), Cost(1 / 32))
     for grad, parameter in zip(ours, trainable(state.chain), strict=True):
         assert torch.allclose(grad, parameter.grad, rtol=1e-4, atol=1e-7)
     assert outcome.losses.shape == (32,)
     assert torch.allclose(outcome.losses, outcome.ratios - 1.7 * scored.log_r)
 
 
-@pytest.mark.parametrize("objective", [KLControl(), KLControl("random")])
+@pytest.mark.parametrize(
+    "objective", [KLControl(), KLControl("random"), KLControl(path_derivative=True)]
+)
 @pytest.mark.parametrize("beta", [1.0, 2.5])
 def test_kl_control_finds_an_exact_posterior(objective: Objective, beta: float):
     """Every weight ``β log r - Λ`` of the trained chain is log Z, to a few hundredths of a nat."""

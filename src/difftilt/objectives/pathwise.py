@@ -46,6 +46,11 @@ class PathwiseObjective(Objective):
         """Weight of ``KL(q ‖ p)`` beside ``-β log r``."""
         return 1.0
 
+    @property
+    def drops_score(self) -> bool:
+        """Whether the gradient leaves out the term of mean zero (``adjoint.Cost``)."""
+        return False
+
     @abstractmethod
     def weights(self, rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
         """Weight of each row's parameter gradient in this update."""
@@ -63,18 +68,27 @@ class KLControl(PathwiseObjective):
         truncation: None, or "random": in each update the gradient goes back through the last K
             steps only, K uniform, and step n's is divided by ``P(K >= n)``: unbiased, on average at
             half the cost, and noisier.
+        path_derivative: leave the derivative of ``log q`` at the fixed path out of the gradient: it
+            has mean zero, and without it the gradient's noise vanishes where q = π. One more
+            backward pass per step.
 
     Raises:
         InputError: unknown truncation.
 
-    Source: Zhao et al. 2024, CTRL (arXiv 2406.12120), in discrete time.
+    Source: Zhao et al. 2024, CTRL (arXiv 2406.12120), in discrete time; Roeder et al. 2017 (arXiv
+    1703.09194) for the path derivative.
     """
 
     truncation: Literal["random"] | None = None
+    path_derivative: bool = False
 
     def __post_init__(self) -> None:
         if self.truncation not in (None, "random"):
             raise InputError(f"truncation={self.truncation!r}; choose 'random' or None")
+
+    @property
+    def drops_score(self) -> bool:
+        return self.path_derivative
 
     def weights(self, rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
         if self.truncation is None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.adjoint import match_lean_adjoint, pull_back
+from difftilt.adjoint import Cost, match_lean_adjoint, pull_back
 from difftilt.chains import Path
 from difftilt.errors import InputError
 from difftilt.objectives.pathwise import PathwiseObjective
@@ -57,7 +57,8 @@ def _gradient(
     weights = objective.weights(rows, state.generator) / path.batch
     if objective.lean:
         return match_lean_adjoint(state.chain, path, end, weights, chunk)
-    pull_back(state.chain, path, end, weights, objective.divergence_weight, chunk)
+    cost = Cost(objective.divergence_weight, objective.drops_score)
+    pull_back(state.chain, path, end, weights, cost, chunk)
     return None
 
 
