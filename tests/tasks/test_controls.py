@@ -122,7 +122,7 @@ def test_sets_that_cannot_be_learned_from():
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return offline_target(SHORT, 0, 10_000)
+    return offline_target(SHORT, 0, 10_000, Fit(updates=200))
 
 
 def test_the_learned_reward_has_nearly_the_true_posterior(target: Target):
@@ -145,7 +145,7 @@ def test_plans_by_objective(generator):
 
 def test_a_short_training_brings_the_pairs_apart(target: Target):
     """Far too short to converge: an untrained posterior is 0.5 or more from every pair."""
-    plan = controls_plan(KLControl(), 120)
+    plan = controls_plan(KLControl(), 100)
     optimisation = replace(plan.optimisation, learning_rate=1e-2, ema=0.0, decay_from=1.0)
     posterior = controlled(target, replace(plan, batch=128, optimisation=optimisation))
     judged = [judge_pair(SHORT, posterior, pair, draws=500) for pair in PAIRS]
@@ -162,7 +162,7 @@ def test_a_short_training_brings_the_pairs_apart(target: Target):
 def test_from_labels_to_judgements(objective: Objective, form: Perceptron):
     """The whole way, with an update or two: what comes back."""
     plan = replace(controls_plan(objective, 2), batch=64)
-    posterior, judged = two_controls(plan, SHORT, offline=1000, draws=500)
+    posterior, judged = two_controls(plan, SHORT, 1000, 500, Fit(updates=50, width=16))
     assert posterior.form == form
     assert [each.pair for each in judged] == list(PAIRS)
     for each in judged:

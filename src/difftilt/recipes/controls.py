@@ -48,13 +48,15 @@ class PairJudgement:
     log_z_gap: float
 
 
-def offline_target(problem: TwoControls, seed: int = 0, pairs: int = OFFLINE) -> Target:
+def offline_target(
+    problem: TwoControls, seed: int = 0, pairs: int = OFFLINE, fit: Fit | None = None
+) -> Target:
     """The target whose reward is learned from two separate labelled sets."""
-    classifiers = []
+    classifiers, fit = [], Fit(seed=seed) if fit is None else fit
     for label in (0, 1):
         generator = torch.Generator().manual_seed(1000 * seed + label)
         labelled = problem.labelled(label, pairs, generator)
-        classifiers.append(calibrated_classifier(labelled, 2, Fit(seed=seed)))
+        classifiers.append(calibrated_classifier(labelled, 2, fit))
     return Prior(problem.chain, source="a ring of eight").tilt(ControlReward(classifiers))
 
 
@@ -103,6 +105,7 @@ def two_controls(
     problem: TwoControls | None = None,
     offline: int = OFFLINE,
     draws: int = DRAWS,
+    fit: Fit | None = None,
 ) -> tuple[Posterior, list[PairJudgement]]:
     """Learn both classifiers, train one posterior for all pairs of labels, and judge it.
 
@@ -111,10 +114,11 @@ def two_controls(
         problem: with its answer.
         offline: labelled samples for each classifier.
         draws: samples per pair of labels for the judgement.
+        fit: of the classifiers; default ``Fit(seed=plan.seed)``.
     """
     plan = controls_plan() if plan is None else plan
     problem = TwoControls() if problem is None else problem
-    posterior = controlled(offline_target(problem, plan.seed, offline), plan)
+    posterior = controlled(offline_target(problem, plan.seed, offline, fit), plan)
     return posterior, [judge_pair(problem, posterior, pair, plan.seed, draws) for pair in PAIRS]
 
 

@@ -137,7 +137,8 @@ class TwoControls:
         covariance = variance * axes @ axes.T + torch.eye(2, dtype=torch.float64)
         means = (self.toy.centres / self.toy.scale) @ axes.T
         orthants = [
-            multivariate_normal.cdf(mean.numpy(), [0.0, 0.0], covariance.numpy()) for mean in means
+            multivariate_normal.cdf(mean.numpy(), cov=covariance.numpy())  # pyright: ignore[reportArgumentType]
+            for mean in means
         ]
         masses = torch.tensor(orthants, dtype=torch.float64)
         cells = self.toy.cell(self.toy.centres / self.toy.scale)
