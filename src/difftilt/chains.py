@@ -192,11 +192,21 @@ class Chain:
         """This chain with a condition of shape (B, ...) bound to it."""
         return replace(self, condition=condition)
 
-    def predict(self, x: Float[Tensor, "B ..."], n: int | Tensor, rows=None) -> Tensor:
-        """The prior's clean prediction at ``x_n``; never with gradients."""
+    def predict(
+        self, x: Float[Tensor, "B ..."], n: int | Tensor, rows=None, gradients: bool = False
+    ) -> Tensor:
+        """The prior's clean prediction at ``x_n``.
+
+        Arguments:
+            x: states x_n.
+            n: the step, one int or one per sample.
+            rows: of the bound condition; default all.
+            gradients: keep the graph to x. Ask ``torch.autograd.grad`` for derivatives by x: the
+                prior is frozen, and ``backward`` would reach it where its owner forgot to.
+        """
         self.calls.prior += x.shape[0]
         denoiser = self.denoiser.given(self._condition_of(rows))
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             return denoiser(x, self.diffusion.level(n, x))
 
     def law(self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor) -> Gaussian:

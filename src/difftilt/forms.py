@@ -75,6 +75,7 @@ class Perceptron:
         width: hidden width.
         depth: hidden layers.
         frequencies: Fourier features of the prior's prediction, per dimension.
+        labels: number of values of each label of the condition, (B, K) integers; empty for none.
     """
 
     components: int = 4
@@ -82,6 +83,7 @@ class Perceptron:
     width: int = 96
     depth: int = 3
     frequencies: int = 8
+    labels: tuple[int, ...] = ()
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
@@ -91,6 +93,7 @@ class Perceptron:
             self.components,
             self.learned_variance,
             Size(self.width, self.depth, self.frequencies),
+            self.labels,
         )
 
 

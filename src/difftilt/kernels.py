@@ -21,6 +21,7 @@ from difftilt.chains import Chain, Kernel
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
+from difftilt.models.labels import label_code
 from difftilt.models.mlp import Size, StepMLP
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
 
@@ -36,9 +37,11 @@ class VectorKernel(Kernel):
         components: K of the mixture; 1 for a Gaussian.
         learned_variance: also learn the (diagonal) variance; always on for a mixture.
         size: of the ``StepMLP``.
+        labels: number of values of each label that the condition holds, (B, K) integers; their
+            embeddings are added in the first layer and start at zero. Empty: it reads no condition.
 
     Raises:
-        InputError: fewer than one component.
+        InputError: fewer than one component; or, when called, a condition that is not such labels.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class VectorKernel(Kernel):
         components: int = 1,
         learned_variance: bool = False,
         size: Size = DEFAULT_SIZE,
+        labels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if components < 1:
@@ -56,6 +60,7 @@ class VectorKernel(Kernel):
         self.components = components
         self.learned_variance = learned_variance or components > 1
         self.dimension = math.prod(self.event_shape)
+        self.labels = tuple(labels)
         per_component = self.dimension * (1 + self.learned_variance) + (components > 1)
         self.network = StepMLP(
             self.dimension,
@@ -63,7 +68,10 @@ class VectorKernel(Kernel):
             steps,
             size,
             mask_groups=components,
+            extra=sum(self.labels),
         )
+        embedding = slice(2 * self.dimension, 2 * self.dimension + sum(self.labels))
+        nn.init.zeros_(self.network.first.weight[:, embedding].detach())
 
     def forward(
         self,
@@ -72,7 +80,8 @@ class VectorKernel(Kernel):
         prediction: Tensor,
         condition: Tensor | None,
     ) -> Tilt:
-        output = self.network(x, prediction, n)
+        code = label_code(condition, self.labels, x) if self.labels else None
+        output = self.network(x, prediction, n, code)
         if self.components == 1:
             return self._gaussian(output)
         d, shape = self.dimension, (len(x), self.components, *self.event_shape)

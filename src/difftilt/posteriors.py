@@ -136,14 +136,12 @@ class Target:
         return Tilted(self.score, self.beta, self.log_bound)
 
     def score(self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
-        """``log r`` of the chain's ends, decoded first where the prior decodes."""
-        return self.log_reward(self.prior.decoded(x_0), condition)
+        """``log r`` of the chain's ends, decoded first where the prior decodes.
 
-    def differentiable_score(
-        self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None
-    ) -> Tensor:
-        """``score`` with its graph, decoding included, for methods that follow ``∇ log r``."""
-        return self.log_reward.differentiable(self.prior.decoded(x_0), condition)
+        Detached, except where x_0 asks for a gradient.
+        """
+        ask = self.log_reward.differentiable if x_0.requires_grad else self.log_reward
+        return ask(self.prior.decoded(x_0), condition)
 
     def guided(self, method: Guidance) -> "Posterior":
         """A sampler without training: the prior, guided at every step.
@@ -154,9 +152,7 @@ class Target:
         Raises:
             InputError: the prior has no stochastic step, or the method does not fit the reward.
         """
-        reward = CheckedReward(
-            self.differentiable_score, name=self.log_reward.name, bound=self.log_bound
-        )
+        reward = CheckedReward(self.score, name=self.log_reward.name, bound=self.log_bound)
         kernel = method.kernel(self.prior.chain, reward, self.beta)
         return Posterior(self, self.prior.chain.tilted(kernel), method)
 

@@ -41,7 +41,8 @@ def _one_chunk(state: TrainingState, batch: int) -> bool:
     return state.subset is None and len(state.chain.density_steps) * batch <= plan.chunk
 
 
-def _situation(state: TrainingState, beta: float, count: int, ratio: bool) -> Situation:
+def situation(state: TrainingState, beta: float, count: int, ratio: bool) -> Situation:
+    """What the behaviours of an update may use to draw ``count`` paths; draws the conditions."""
     chain = state.chain
     if state.conditions is not None:
         groups = max(1, math.ceil(count / state.plan.paths_per_condition))
@@ -78,7 +79,7 @@ def draw_paths(state: TrainingState, beta: float, ratio: bool | None = None) -> 
     if ratio is None:
         ratio = not _one_chunk(state, sum(counts.values()))
     return {
-        n: state.behaviours[n][0].draw(_situation(state, beta, c, ratio), c)
+        n: state.behaviours[n][0].draw(situation(state, beta, c, ratio), c)
         for n, c in counts.items()
     }
 

@@ -16,11 +16,13 @@ from difftilt.training.denoising import denoising_updates
 from difftilt.training.noising import end_updates
 from difftilt.training.outcome import Outcome
 from difftilt.training.paths import path_updates
+from difftilt.training.pathwise import pathwise_updates
 from difftilt.training.state import TrainingState
 
 DOORS: dict[str, Callable[[TrainingState, float], Iterator[Outcome]]] = {
     "paths": path_updates,
     "ends": end_updates,
+    "pathwise": pathwise_updates,
 }
 
 

@@ -69,8 +69,10 @@ class ProductMixtureDenoiser(Denoiser):
         total = alpha**2 * self.variance + sigma**2
         bias = self.log_weights - (alpha**2 / total) * self.half_squares
         logits = torch.addcmul(bias, (alpha / total) * x_t, self.means)
-        # Out of place: a gradient through the prior needs the softmax as it was.
-        centre = (torch.softmax(logits, 0) * self.means).sum(0)
+        share = torch.softmax(logits, 0)
+        # In place where no gradient needs the shares themselves.
+        share = share * self.means if share.requires_grad else share.mul_(self.means)
+        centre = share.sum(0)
         return (alpha * self.variance / total) * x_t + (sigma**2 / total) * centre
 
 
