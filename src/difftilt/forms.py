@@ -16,14 +16,20 @@ class FullCopy:
 
     Arguments:
         learned_variance: also learn one log-scale per step (then it cannot be exported).
+        labels: number of classes of a UNet that becomes conditional on one; None for none.
     """
 
     learned_variance: bool = False
+    labels: int | None = None
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
         from difftilt.kernels import full_copy
 
+        if self.labels is not None:
+            from difftilt.adapters.labels import labelled_copy
+
+            return labelled_copy(chain, self.labels, self.learned_variance)
         return full_copy(chain, learned_variance=self.learned_variance)
 
 

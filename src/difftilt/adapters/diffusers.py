@@ -116,7 +116,7 @@ def drift_unet(
     network: Any = getattr(prior, "network", None)
     if shrink < 1:
         raise InputError(f"shrink divides the prior's channels, so at least 1, got {shrink}")
-    if not _is_unet(network):
+    if not is_unet(network):
         raise InputError(
             "drift_unet needs a chain whose network is a diffusers UNet2DModel; for another, build "
             "a DriftKernel with a zero-initialised network of your own"
@@ -169,7 +169,8 @@ def _load(source: str | Path) -> Any:
         ) from error
 
 
-def _is_unet(network: Any) -> bool:
+def is_unet(network: Any) -> bool:
+    """Whether a network is a diffusers UNet2DModel."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     return isinstance(network, UNet2DModel)
@@ -178,7 +179,7 @@ def _is_unet(network: Any) -> bool:
 def _parts(pipeline: Any) -> tuple[Any, Any]:
     unet: Any = getattr(pipeline, "unet", None)
     scheduler = getattr(pipeline, "scheduler", None)
-    if scheduler is None or not _is_unet(unet):
+    if scheduler is None or not is_unet(unet):
         raise InputError(
             "a pipeline needs .unet (a UNet2DModel) and .scheduler, got "
             f"{type(pipeline).__name__} with unet {type(unet).__name__} and scheduler "

@@ -113,7 +113,6 @@ class AlignProp(PathwiseObjective):
     Source: Prabhudesai et al. 2023 (arXiv 2310.03739).
     """
 
-    consistent: ClassVar[bool] = False
     truncation: Literal["random"] | int | None = "random"
     kl: float = 0.0
 
@@ -122,6 +121,11 @@ class AlignProp(PathwiseObjective):
         if cut not in (None, "random") and not (isinstance(cut, int) and cut >= 1):
             raise InputError(f"truncation={cut!r}; choose 'random', a number of steps or None")
         _check_kl(self.kl)
+
+    @property
+    def consistent(self) -> bool:
+        """No; see above for the one exception."""
+        return False
 
     @property
     def divergence_weight(self) -> float:
@@ -150,7 +154,6 @@ class DRaFT(PathwiseObjective):
     Source: Clark et al. 2023 (arXiv 2309.17400).
     """
 
-    consistent: ClassVar[bool] = False
     last: int = 1
     kl: float = 0.0
 
@@ -158,6 +161,11 @@ class DRaFT(PathwiseObjective):
         if self.last < 1:
             raise InputError(f"last={self.last}; DRaFT needs the gradient of at least 1 step")
         _check_kl(self.kl)
+
+    @property
+    def consistent(self) -> bool:
+        """No; see above for the one exception."""
+        return False
 
     @property
     def divergence_weight(self) -> float:
