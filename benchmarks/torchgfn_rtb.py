@@ -126,7 +126,7 @@ class Own:
         prior = Chain(NetworkDenoiser(network, "v_prediction"), diffusion, (2,))
         plan = Training(
             batch=BATCH,
-            chunk=10 * BATCH,
+            chunk=STEPS * BATCH,
             warm_start=0.0,
             objective=RTB(log_z="learned"),
             behaviour=BehaviourWeights(on_policy=1.0, pool=0.0),

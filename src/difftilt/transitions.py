@@ -92,7 +92,7 @@ class GaussianTilt(Tilt):
 
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         if self.log_scale is None:
-            return sum_event(self.delta * (eps - 0.5 * self.delta))
+            return sum_event(self.delta * torch.sub(eps, self.delta, alpha=0.5))
         z = (eps - self.delta) * torch.exp(-self.log_scale)
         return sum_event(0.5 * (eps - z) * (eps + z) - self.log_scale)
 
