@@ -7,46 +7,53 @@
     print(posterior.certify(4096))
 
 Everything is a chain with known kernels: see ``difftilt.chains``.
+
+The names below are imported when they are first asked for, so that ``import difftilt`` and
+``difftilt --help`` do not wait for torch.
 """
 
-from difftilt.chains import Chain, Path
-from difftilt.diagnostics.certificate import Certificate
-from difftilt.errors import (
-    CheckpointError,
-    DifftiltError,
-    InputError,
-    MissingPackage,
-    RewardError,
-    TrainingError,
-)
-from difftilt.forms import DriftNet, FullCopy, LoRA, Perceptron
-from difftilt.isolation import isolated
-from difftilt.posteriors import (
-    Posterior,
-    Prior,
-    Sources,
-    Target,
-    latent,
-    load,
-)
-from difftilt.rewards import (
-    Bounded,
-    ClassifierReward,
-    Floored,
-    GaussianLikelihood,
-    Summed,
-    Tempered,
-)
-from difftilt.rollouts import bridge, rollout
-from difftilt.schedules import RectifiedFlow, VarianceExploding, VariancePreserving
-from difftilt.scoring import backward, log_ratio
-from difftilt.training.plan import (
-    RTB,
-    BehaviourWeights,
-    Optimisation,
-    Replaying,
-    Training,
-)
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from difftilt.chains import Chain, Path
+    from difftilt.diagnostics.certificate import Certificate
+    from difftilt.errors import (
+        CheckpointError,
+        DifftiltError,
+        InputError,
+        MissingPackage,
+        RewardError,
+        TrainingError,
+    )
+    from difftilt.forms import DriftNet, FullCopy, LoRA, Perceptron
+    from difftilt.isolation import isolated
+    from difftilt.posteriors import (
+        Posterior,
+        Prior,
+        Sources,
+        Target,
+        latent,
+        load,
+    )
+    from difftilt.rewards import (
+        Bounded,
+        ClassifierReward,
+        Floored,
+        GaussianLikelihood,
+        Summed,
+        Tempered,
+    )
+    from difftilt.rollouts import bridge, rollout
+    from difftilt.schedules import RectifiedFlow, VarianceExploding, VariancePreserving
+    from difftilt.scoring import backward, log_ratio
+    from difftilt.training.plan import (
+        RTB,
+        BehaviourWeights,
+        Optimisation,
+        Replaying,
+        Training,
+    )
 
 __version__ = "0.1.0.dev0"
 
@@ -90,3 +97,45 @@ __all__ = [
     "log_ratio",
     "rollout",
 ]
+
+# Where each name lives: the imports above, for ``__getattr__``.
+_HOMES = {
+    "difftilt.chains": ("Chain", "Path"),
+    "difftilt.diagnostics.certificate": ("Certificate",),
+    "difftilt.errors": (
+        "CheckpointError",
+        "DifftiltError",
+        "InputError",
+        "MissingPackage",
+        "RewardError",
+        "TrainingError",
+    ),
+    "difftilt.forms": ("DriftNet", "FullCopy", "LoRA", "Perceptron"),
+    "difftilt.isolation": ("isolated",),
+    "difftilt.posteriors": ("Posterior", "Prior", "Sources", "Target", "latent", "load"),
+    "difftilt.rewards": (
+        "Bounded",
+        "ClassifierReward",
+        "Floored",
+        "GaussianLikelihood",
+        "Summed",
+        "Tempered",
+    ),
+    "difftilt.rollouts": ("bridge", "rollout"),
+    "difftilt.schedules": ("RectifiedFlow", "VarianceExploding", "VariancePreserving"),
+    "difftilt.scoring": ("backward", "log_ratio"),
+    "difftilt.training.plan": ("RTB", "BehaviourWeights", "Optimisation", "Replaying", "Training"),
+}
+
+
+def __getattr__(name: str) -> _typing.Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            found = getattr(_importlib.import_module(home), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module 'difftilt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -168,8 +168,9 @@ class _MixtureLogRatio(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        (grad,) = grads
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         eps, z, inverse, joint, logits, total, prior = ctx.saved_tensors
         share = torch.exp(joint - total) * grad
         by_logits = torch.addcmul(share, torch.exp(logits - prior), grad, value=-1.0)
