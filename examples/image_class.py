@@ -34,9 +34,9 @@ def share(images: Tensor) -> float:
 
 
 def main(
-    steps: int = 120,
+    steps: int = 60,
     adapters: bool = True,
-    chain_steps: int = 20,
+    chain_steps: int = 10,
     samples: int = 64,
     folder: str | Path | None = None,
 ) -> Path:

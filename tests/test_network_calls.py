@@ -120,9 +120,15 @@ def test_a_gradient_in_one_chunk_needs_no_pass_before_it(counting, log_z):
     one_update(state, prior, posterior)
     assert prior.totals == (STEPS * BATCH, 0)
     assert posterior.totals == (0, STOCHASTIC * BATCH)
-    state, prior, posterior = counting(MIXED, chunk=1000, objective=RTB(log_z))
+
+
+def test_new_and_pooled_paths_in_one_chunk_are_visited_together(counting):
+    state, prior, posterior = counting(MIXED, chunk=1000)
     one_update(state, prior, posterior)
-    assert posterior.totals == (0, STOCHASTIC * BATCH)
+    own = BATCH // 2
+    assert prior.totals == (STEPS * own, 0)
+    assert posterior.totals == (STOCHASTIC * own, STOCHASTIC * BATCH)
+    assert posterior.graphed == [STOCHASTIC * BATCH]
 
 
 def test_pooled_paths_never_ask_the_prior(counting):

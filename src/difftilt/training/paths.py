@@ -3,9 +3,9 @@
     behaviours -> paths -> λ, β log r -> losses -> d loss / dλ -> ``scoring.backward``
 
 If the gradient sees all steps of all paths at once, λ is found on its way: for the posterior's own
-new paths while they are drawn, so that the network sees each of their states once. Otherwise the
-losses' derivatives are taken first, at λ known from the drawing, and the paths are visited again in
-chunks.
+new paths, if there are no others, while they are drawn, so that the network sees each state once.
+Otherwise the losses' derivatives are taken first, at λ known from the drawing, and the paths are
+visited again in chunks.
 """
 
 import math
@@ -44,13 +44,15 @@ def _one_chunk(state: TrainingState, batch: int) -> bool:
     return state.subset is None and len(state.chain.density_steps) * batch <= plan.chunk
 
 
-def _wanted_ratio(state: TrainingState, batch: int) -> Ratio:
+def _wanted_ratio(state: TrainingState, counts: dict[str, int]) -> Ratio:
     """What drawing has to say about Λ of new paths, so that the gradient need not ask again."""
     objective = state.plan.objective
-    if not _one_chunk(state, batch):
+    if not _one_chunk(state, sum(counts.values())):
         return True
     by_step = objective.updates_per_batch > 1 or {"steps", "drawn", "divergence"} & objective.needs
-    return False if by_step else "differentiable"
+    # Where other paths are visited all the same, one large visit costs less than two.
+    own = counts.keys() <= {"on_policy", "widened"}
+    return "differentiable" if own and not by_step else False
 
 
 def _situation(state: TrainingState, beta: float, count: int, ratio: Ratio) -> Situation:
@@ -69,7 +71,7 @@ def draw_paths(state: TrainingState, beta: float) -> dict[str, Scored]:
     batch = sum(counts.values())
     while len(drawn) < len(counts):
         name = list(counts)[len(drawn)]
-        random, ratio = state.generator.get_state(), _wanted_ratio(state, batch)
+        random, ratio = state.generator.get_state(), _wanted_ratio(state, counts)
         situation = _situation(state, beta, counts[name], ratio)
         try:
             drawn[name] = state.behaviours[name][0].draw(situation, counts[name])
