@@ -13,8 +13,7 @@ more than one chunk, add N posterior calls without a graph on the paths that wer
 the loss needs their log-ratios before the first chunk. "Bare" is exactly this on stored inputs of
 the same shapes: ``network.forward``, autograd and ``Adam.step``, nothing else. No sampling,
 densities, rewards, losses, gradient clipping or moving average.
-Steps and bare
-calls alternate in one process, so that a busy machine slows both.
+Steps and bare calls alternate in one process, so that a busy machine slows both.
 
 | case | prior | posterior |
 |---|---|---|
