@@ -2,8 +2,10 @@
 
 Speed: both sides evaluate a prior network and a posterior network of one architecture (the path
 integral sampler's perceptron of width 64, written again below) on 500 paths of 100 steps, with
-on-policy paths, a learned log Z and Adam. Two processes with one thread each take turns of a few
-updates, so that a busy machine slows both.
+on-policy paths, a learned log Z and Adam. Part of the gain is that our side asks the embedding of
+the time once per step instead of once per state (``difftilt.models.time.OncePerTime``, a wrapper
+for any network's embedding); the function and its parameters are the same. Two processes with one
+thread each take turns of a few updates, so that a busy machine slows both.
 
 Time to a total variation of 0.05 between the modes' frequencies and their posterior weights:
 difftilt with the settings that it recommends for this problem (exact prior, 20 steps), torchgfn
@@ -50,19 +52,33 @@ WEIGHTS = {
 }
 
 
-class StatePerceptron(nn.Module):
-    """``(x (B, 2), time (B,)) -> (B, 2)``: the architecture of torchgfn's example."""
+class TimeEmbedding(nn.Module):
+    """``time (B,) -> (B, width)``: sines and cosines of shifted phases, and two layers."""
 
     frequencies: Tensor
 
-    def __init__(self, zero: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.phase = nn.Parameter(torch.randn(1, HARMONICS))
         self.register_buffer("frequencies", torch.linspace(0.1, 100, HARMONICS)[None])
-        self.state = nn.Linear(2, WIDTH)
-        self.time = nn.Sequential(
+        self.layers = nn.Sequential(
             nn.Linear(2 * HARMONICS, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)
         )
+
+    def forward(self, time: Tensor) -> Tensor:
+        angles = time[:, None] * self.frequencies + self.phase
+        return self.layers(torch.cat([angles.sin(), angles.cos()], 1))
+
+
+class StatePerceptron(nn.Module):
+    """``(x (B, 2), time (B,)) -> (B, 2)``: the architecture of torchgfn's example."""
+
+    def __init__(self, zero: bool) -> None:
+        from difftilt.models.time import OncePerTime
+
+        super().__init__()
+        self.state = nn.Linear(2, WIDTH)
+        self.time = OncePerTime(TimeEmbedding())
         self.joint = nn.Sequential(
             nn.GELU(),
             nn.Linear(WIDTH, WIDTH),
@@ -76,9 +92,7 @@ class StatePerceptron(nn.Module):
             nn.init.zeros_(self.joint[-1].bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        angles = time[:, None] * self.frequencies + self.phase
-        embedded = self.time(torch.cat([angles.sin(), angles.cos()], 1))
-        return self.joint(self.state(x) + embedded)
+        return self.joint(self.state(x) + self.time(time))
 
 
 def mode_distance(x: Tensor) -> float:
@@ -112,7 +126,7 @@ class Own:
         prior = Chain(NetworkDenoiser(network, "v_prediction"), diffusion, (2,))
         plan = Training(
             batch=BATCH,
-            chunk=10 * BATCH,
+            chunk=STEPS * BATCH,
             warm_start=0.0,
             objective=RTB(log_z="learned"),
             behaviour=BehaviourWeights(on_policy=1.0, pool=0.0),

@@ -55,6 +55,19 @@ def test_the_chunked_gradient_is_the_full_one(form: str, chunk: int | None, stor
     assert relative(ours, full) < 1e-12
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_differentiable_rollout_has_the_gradient_of_its_paths_visited_again(form: str):
+    chain = posterior_of(prior().given(CONDITION), form)
+    path = rollout(chain, 5, noise(), widen=1.1, ratio="differentiable")
+    drawn = path.log_ratio
+    assert drawn is not None and not path.states.requires_grad
+    coefficients = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0]).double()
+    full = gradient_of(chain, lambda: (coefficients * log_ratio(chain, path)).sum().backward())
+    ours = gradient_of(chain, lambda: (coefficients * drawn).sum().backward())
+    assert relative(ours, full) < 1e-12
+    assert relative(drawn.detach(), log_ratio(chain, path).detach()) < 1e-12
+
+
 @pytest.mark.parametrize("form", ["copy", "adapters"])
 @pytest.mark.parametrize(
     ("dtype", "chunks", "tolerance"),

@@ -106,13 +106,29 @@ def one_update(state: TrainingState, *networks: Seen) -> None:
     training_step(state)
 
 
-@pytest.mark.parametrize("chunk", [CHUNK, 1000])
 @pytest.mark.parametrize("log_z", ["batch", "learned"])
-def test_on_policy_paths_cost_one_pass_and_one_gradient(counting, chunk, log_z):
-    state, prior, posterior = counting(ON_POLICY, chunk=chunk, objective=RTB(log_z))
+def test_on_policy_paths_cost_one_pass_and_one_gradient(counting, log_z):
+    state, prior, posterior = counting(ON_POLICY, objective=RTB(log_z))
     one_update(state, prior, posterior)
     assert prior.totals == (STEPS * BATCH, 0)
     assert posterior.totals == (STOCHASTIC * BATCH, STOCHASTIC * BATCH)
+
+
+@pytest.mark.parametrize("log_z", ["batch", "learned"])
+def test_a_gradient_in_one_chunk_needs_no_pass_before_it(counting, log_z):
+    state, prior, posterior = counting(ON_POLICY, chunk=1000, objective=RTB(log_z))
+    one_update(state, prior, posterior)
+    assert prior.totals == (STEPS * BATCH, 0)
+    assert posterior.totals == (0, STOCHASTIC * BATCH)
+
+
+def test_new_and_pooled_paths_in_one_chunk_are_visited_together(counting):
+    state, prior, posterior = counting(MIXED, chunk=1000)
+    one_update(state, prior, posterior)
+    own = BATCH // 2
+    assert prior.totals == (STEPS * own, 0)
+    assert posterior.totals == (STOCHASTIC * own, STOCHASTIC * BATCH)
+    assert posterior.graphed == [STOCHASTIC * BATCH]
 
 
 def test_pooled_paths_never_ask_the_prior(counting):

@@ -56,6 +56,24 @@ def test_mixture_tilt_log_ratio(seed: int, components: int):
     assert torch.allclose(ratio, expected, rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("event", [(2,), (2, 3)])
+def test_mixture_tilt_log_ratio_has_its_own_derivatives(components: int, event: tuple[int, ...]):
+    def value(eps: Tensor, delta: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
+        return MixtureTilt(delta, log_scale, logits).log_ratio(eps)
+
+    parts = [
+        randn(4, *event, seed=1),
+        randn(4, components, *event, seed=2),
+        0.5 * randn(4, components, *event, seed=3),
+        randn(4, components, seed=4),
+    ]
+    assert torch.autograd.gradcheck(value, [part.requires_grad_() for part in parts])
+    # The posterior's parameters alone, as in a training.
+    parts[0] = parts[0].detach()
+    assert torch.autograd.gradcheck(value, parts)
+
+
 @pytest.mark.parametrize("components", [1, 2, 3, 4, 7])
 def test_zero_tilts_have_ratio_exactly_zero(components: int):
     eps = torch.randn(6, 5)

@@ -7,86 +7,287 @@
     print(posterior.certify(4096))
 
 Everything is a chain with known kernels: see ``difftilt.chains``.
+
+The names below are imported when they are first asked for, so that ``import difftilt`` and
+``difftilt --help`` do not wait for torch.
 """
 
-from difftilt.chains import Chain, Path
-from difftilt.diagnostics.certificate import Certificate
-from difftilt.errors import (
-    CheckpointError,
-    DifftiltError,
-    InputError,
-    MissingPackage,
-    RewardError,
-    TrainingError,
-)
-from difftilt.forms import DriftNet, FullCopy, LoRA, Perceptron
-from difftilt.isolation import isolated
-from difftilt.posteriors import (
-    Posterior,
-    Prior,
-    Sources,
-    Target,
-    latent,
-    load,
-)
-from difftilt.rewards import (
-    Bounded,
-    ClassifierReward,
-    Floored,
-    GaussianLikelihood,
-    Summed,
-    Tempered,
-)
-from difftilt.rollouts import bridge, rollout
-from difftilt.schedules import RectifiedFlow, VarianceExploding, VariancePreserving
-from difftilt.scoring import backward, log_ratio
-from difftilt.training.plan import (
-    RTB,
-    BehaviourWeights,
-    Optimisation,
-    Replaying,
-    Training,
-)
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from difftilt.chains import Chain, Path
+    from difftilt.controls import ControlReward
+    from difftilt.diagnostics.calibration import Calibration, calibration
+    from difftilt.diagnostics.certificate import Certificate
+    from difftilt.diagnostics.conditional import ConditionalCertificate
+    from difftilt.errors import (
+        CheckpointError,
+        DifftiltError,
+        InputError,
+        MissingPackage,
+        RewardError,
+        TrainingError,
+    )
+    from difftilt.forms import DriftNet, FullCopy, LoRA, Perceptron, ValueGuided
+    from difftilt.guidance.base import Guidance
+    from difftilt.guidance.classifier_free import ClassifierFreeGuidance
+    from difftilt.guidance.learned import ClassifierGuidance, OracleGuidance, ValueGuidance
+    from difftilt.guidance.pseudoinverse import PiGDM
+    from difftilt.guidance.reconstruction import DPS, LGDMC
+    from difftilt.isolation import isolated
+    from difftilt.objectives.contrastive import CEP
+    from difftilt.objectives.forward import AdvantageWeighted
+    from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
+    from difftilt.objectives.payoff import RGDM, RewardWeighted
+    from difftilt.objectives.policy import DDPO, DPOK, Reinforce
+    from difftilt.objectives.subtrajectory import (
+        DetailedBalance,
+        PathConsistency,
+        SubTrajectoryBalance,
+    )
+    from difftilt.populations import PopulationSampler
+    from difftilt.posteriors import (
+        Posterior,
+        Prior,
+        Sources,
+        Target,
+        latent,
+        load,
+    )
+    from difftilt.rewards import (
+        Bounded,
+        ClassifierReward,
+        Floored,
+        GaussianLikelihood,
+        Summed,
+        Tempered,
+    )
+    from difftilt.rollouts import bridge, rollout
+    from difftilt.schedules import RectifiedFlow, VarianceExploding, VariancePreserving
+    from difftilt.scoring import backward, log_ratio
+    from difftilt.smc.methods import (
+        SVDD,
+        TDS,
+        BestOfN,
+        FKSteering,
+        ImportanceResampling,
+        ValueTwisted,
+    )
+    from difftilt.smc.population import Population
+    from difftilt.training.plan import (
+        RTB,
+        BehaviourWeights,
+        Optimisation,
+        Replaying,
+        Training,
+    )
+    from difftilt.values import Value, VectorValue
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AdjointMatching",
+    "AdvantageWeighted",
+    "AlignProp",
     "BehaviourWeights",
+    "BestOfN",
     "Bounded",
+    "CEP",
+    "Calibration",
     "Certificate",
     "Chain",
     "CheckpointError",
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
     "ClassifierReward",
+    "ConditionalCertificate",
+    "ControlReward",
+    "DDPO",
+    "DPOK",
+    "DPS",
+    "DRaFT",
+    "DetailedBalance",
     "DifftiltError",
     "DriftNet",
+    "FKSteering",
     "Floored",
     "FullCopy",
     "GaussianLikelihood",
+    "Guidance",
+    "ImportanceResampling",
     "InputError",
+    "KLControl",
+    "LGDMC",
     "LoRA",
     "MissingPackage",
     "Optimisation",
+    "OracleGuidance",
     "Path",
+    "PathConsistency",
     "Perceptron",
+    "PiGDM",
+    "Population",
+    "PopulationSampler",
     "Posterior",
     "Prior",
+    "RGDM",
     "RTB",
     "RectifiedFlow",
+    "Reinforce",
     "Replaying",
     "RewardError",
+    "RewardWeighted",
+    "SVDD",
     "Sources",
+    "SubTrajectoryBalance",
     "Summed",
+    "TDS",
     "Target",
     "Tempered",
     "Training",
     "TrainingError",
+    "Value",
+    "ValueGuidance",
+    "ValueGuided",
+    "ValueTwisted",
     "VarianceExploding",
     "VariancePreserving",
+    "VectorValue",
     "backward",
     "bridge",
+    "calibration",
     "isolated",
     "latent",
     "load",
     "log_ratio",
     "rollout",
 ]
+
+# Where each name lives: the imports above, for ``__getattr__``.
+_HOMES = {
+    "difftilt.chains": (
+        "Chain",
+        "Path",
+    ),
+    "difftilt.controls": ("ControlReward",),
+    "difftilt.diagnostics.calibration": (
+        "Calibration",
+        "calibration",
+    ),
+    "difftilt.diagnostics.certificate": ("Certificate",),
+    "difftilt.diagnostics.conditional": ("ConditionalCertificate",),
+    "difftilt.errors": (
+        "CheckpointError",
+        "DifftiltError",
+        "InputError",
+        "MissingPackage",
+        "RewardError",
+        "TrainingError",
+    ),
+    "difftilt.forms": (
+        "DriftNet",
+        "FullCopy",
+        "LoRA",
+        "Perceptron",
+        "ValueGuided",
+    ),
+    "difftilt.guidance.base": ("Guidance",),
+    "difftilt.guidance.classifier_free": ("ClassifierFreeGuidance",),
+    "difftilt.guidance.learned": (
+        "ClassifierGuidance",
+        "OracleGuidance",
+        "ValueGuidance",
+    ),
+    "difftilt.guidance.pseudoinverse": ("PiGDM",),
+    "difftilt.guidance.reconstruction": (
+        "DPS",
+        "LGDMC",
+    ),
+    "difftilt.isolation": ("isolated",),
+    "difftilt.objectives.contrastive": ("CEP",),
+    "difftilt.objectives.forward": ("AdvantageWeighted",),
+    "difftilt.objectives.pathwise": (
+        "AdjointMatching",
+        "AlignProp",
+        "DRaFT",
+        "KLControl",
+    ),
+    "difftilt.objectives.payoff": (
+        "RGDM",
+        "RewardWeighted",
+    ),
+    "difftilt.objectives.policy": (
+        "DDPO",
+        "DPOK",
+        "Reinforce",
+    ),
+    "difftilt.objectives.subtrajectory": (
+        "DetailedBalance",
+        "PathConsistency",
+        "SubTrajectoryBalance",
+    ),
+    "difftilt.populations": ("PopulationSampler",),
+    "difftilt.posteriors": (
+        "Posterior",
+        "Prior",
+        "Sources",
+        "Target",
+        "latent",
+        "load",
+    ),
+    "difftilt.rewards": (
+        "Bounded",
+        "ClassifierReward",
+        "Floored",
+        "GaussianLikelihood",
+        "Summed",
+        "Tempered",
+    ),
+    "difftilt.rollouts": (
+        "bridge",
+        "rollout",
+    ),
+    "difftilt.schedules": (
+        "RectifiedFlow",
+        "VarianceExploding",
+        "VariancePreserving",
+    ),
+    "difftilt.scoring": (
+        "backward",
+        "log_ratio",
+    ),
+    "difftilt.smc.methods": (
+        "BestOfN",
+        "FKSteering",
+        "ImportanceResampling",
+        "SVDD",
+        "TDS",
+        "ValueTwisted",
+    ),
+    "difftilt.smc.population": ("Population",),
+    "difftilt.training.plan": (
+        "BehaviourWeights",
+        "Optimisation",
+        "RTB",
+        "Replaying",
+        "Training",
+    ),
+    "difftilt.values": (
+        "Value",
+        "VectorValue",
+    ),
+}
+
+
+def __getattr__(name: str) -> _typing.Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            found = getattr(_importlib.import_module(home), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module 'difftilt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

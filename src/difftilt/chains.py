@@ -85,13 +85,14 @@ class NetworkCalls:
 
 @dataclass(frozen=True)
 class Path:
-    """A batch of paths: tensors only, detached.
+    """A batch of paths: tensors only, detached (but see ``log_ratio``).
 
     Arguments:
         states: (N + 1, B, *event); ``states[n]`` is x_n, so ``states[0]`` is data.
         predictions: (N, B, *prediction), the prior's clean predictions at ``x_1 ... x_N``
             (``predictions[n - 1]``), or None where they were not kept.
-        log_ratio: (B,) ``Λ`` under the chain that drew the path, or None where it is not known.
+        log_ratio: (B,) ``Λ`` under the chain that drew the path, or None where it is not known;
+            it carries a gradient if ``rollout(..., ratio="differentiable")`` drew the path.
         condition: (B, ...) or None.
     """
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from difftilt.errors import InputError
@@ -36,6 +36,13 @@ class Level:
     time: Scale
     alpha: Scale
     sigma: Scale
+
+    def times(self, like: Float[Tensor, "B ..."], dtype: torch.dtype) -> Shaped[Tensor, " B"]:
+        """The time of each sample of a batch, in the dtype that a network wants."""
+        time = self.time
+        if isinstance(time, Tensor):
+            return time.to(dtype=dtype, device=like.device).reshape(-1).expand(len(like))
+        return torch.full((1,), time, dtype=dtype, device=like.device).expand(len(like))
 
 
 class Denoiser(nn.Module, ABC):
@@ -64,7 +71,7 @@ def to_clean(
     if prediction_type == "v_prediction":
         # Off the unit circle (Euler's alpha = 1) the net saw x_t / |(alpha, sigma)|.
         square = alpha**2 + sigma**2
-        return (alpha * x_t - sigma * square**0.5 * output) / square
+        return (alpha / square) * x_t - (sigma / square**0.5) * output
     if prediction_type == "sample":
         return output
     if prediction_type == "flow":
@@ -115,8 +122,7 @@ class NetworkDenoiser(Denoiser):
         network_input = x_t
         if self.unit_input:
             network_input = x_t / (level.alpha**2 + level.sigma**2) ** 0.5
-        time = torch.as_tensor(level.time, dtype=self.time_dtype, device=x_t.device)
-        time = time.reshape(-1).expand(x_t.shape[0])
+        time = level.times(x_t, self.time_dtype)
         if self.call is None:
             output = self.network(network_input, time)
         else:

@@ -176,8 +176,7 @@ class DriftKernel(Kernel):
         level = self.diffusion.level(n, x)
         if self.unit_input:
             x = x / (level.alpha**2 + level.sigma**2) ** 0.5
-        time = torch.as_tensor(level.time, dtype=x.dtype, device=x.device)
-        time = time.reshape(-1).expand(len(x))
+        time = level.times(x, x.dtype)
         if self.call is None:
             return GaussianTilt(self.network(x, time))
         return GaussianTilt(self.call(self.network, x, time))

@@ -7,6 +7,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,9 @@ from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise, Noise
 from difftilt.transitions import Gaussian, Tilt, rows_of
 
+Ratio = bool | Literal["differentiable"]
+"""Whether a rollout works out Λ, and whether Λ keeps its gradient."""
+
 
 @dataclass(frozen=True)
 class _Drawing:
@@ -24,7 +28,11 @@ class _Drawing:
 
     widen: float = 1.0
     record: bool = True
-    ratio: bool = True
+    ratio: Ratio = True
+
+    @property
+    def graph(self) -> bool:
+        return self.ratio == "differentiable"
 
 
 @torch.no_grad()
@@ -34,7 +42,7 @@ def rollout(
     noise: Noise | None = None,
     widen: float = 1.0,
     record: bool = True,
-    ratio: bool = True,
+    ratio: Ratio = True,
 ) -> Path:
     """Draw ``batch`` paths of a chain, with their log-ratio to the prior.
 
@@ -45,36 +53,42 @@ def rollout(
         widen: scale of the noise relative to the chain's own (exploration); Λ stays the chain's.
         record: keep all states and predictions; otherwise ``states`` holds x_0 alone.
         ratio: work out Λ; False leaves it None, for who will visit the paths again anyway.
+            "differentiable": Λ of the (detached) paths with its gradient in the posterior's
+            parameters, which saves that visit; the memory grows with N and B.
 
     Returns:
         the paths; ``log_ratio`` is ``Σ_n log q/p`` of the chain itself.
     """
     noise = GeneratorNoise() if noise is None else noise
     base = chain.diffusion.base(chain.empty(batch))
-    tilt = None if chain.initial is None else chain.initial(batch)
     drawing = _Drawing(widen, record, ratio)
-    x, gain = _step(base, tilt, noise, drawing)
-    total = x.new_zeros(batch) + gain
-    return _descend(chain, x, chain.steps, total, noise, drawing)
+    with torch.set_grad_enabled(drawing.graph):
+        tilt = None if chain.initial is None else chain.initial(batch)
+    x, gains = _step(base, tilt, noise, drawing)
+    return _descend(chain, x, chain.steps, gains, noise, drawing)
 
 
 @torch.no_grad()
 def _descend(
-    chain: Chain, x: Tensor, start: int, total: Tensor, noise: Noise, drawing: _Drawing
+    chain: Chain, x: Tensor, start: int, gains: list[Tensor], noise: Noise, drawing: _Drawing
 ) -> Path:
-    """Run the steps ``start ... 1`` from x at level ``start``."""
+    """Run the steps ``start ... 1`` from x at level ``start``; ``gains`` is what Λ has so far."""
     states, predictions = [x], []
     for n in range(start, 0, -1):
         prediction = chain.predict(x, n)
         law = chain.law(prediction, x, n)
         if chain.diffusion.has_density(n):
-            x, gain = _step(law, chain.tilt(x, n, prediction), noise, drawing)
-            total = total + gain
+            with torch.set_grad_enabled(drawing.graph):
+                tilt = chain.tilt(x, n, prediction)
+            x, gain = _step(law, tilt, noise, drawing)
+            gains += gain
         else:
             x = law.mean
         if drawing.record:
             states.append(x)
             predictions.append(prediction)
+    with torch.set_grad_enabled(drawing.graph):
+        total = torch.stack(gains).sum(0) if gains else x.new_zeros(len(x))
     log_ratio = total if drawing.ratio else None
     if not drawing.record:
         return Path(x[None], None, log_ratio, chain.condition)
@@ -84,13 +98,17 @@ def _descend(
 
 def _step(
     law: Gaussian, tilt: Tilt | None, noise: Noise, drawing: _Drawing
-) -> tuple[Tensor, Tensor | float]:
-    """The next state, and what the step adds to Λ (0 where it is not asked for)."""
+) -> tuple[Tensor, list[Tensor]]:
+    """The next state, and what the step adds to Λ (nothing for a prior, or if not asked for)."""
     if tilt is None:
         eps = noise.normal(law.mean)
-        return law.at(eps if drawing.widen == 1.0 else eps * drawing.widen), 0.0
+        return law.at(eps if drawing.widen == 1.0 else eps * drawing.widen), []
     eps = tilt.draw(noise, drawing.widen)
-    return law.at(eps), tilt.log_ratio(eps) if drawing.ratio else 0.0
+    x = law.at(eps)
+    if not drawing.ratio:
+        return x, []
+    with torch.set_grad_enabled(drawing.graph):
+        return x, [tilt.log_ratio(eps)]
 
 
 @torch.no_grad()
@@ -148,8 +166,7 @@ def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise:
     if not 1 <= level <= chain.steps:
         raise InputError(f"level={level} must lie between 1 and the chain's {chain.steps} steps")
     above = noised(chain, x_0, chain.steps, noise)
-    zero = x_0.new_zeros(len(x_0))
-    below = _descend(chain, above[level], level, zero, noise, _Drawing(ratio=False))
+    below = _descend(chain, above[level], level, [], noise, _Drawing(ratio=False))
     assert below.predictions is not None
     upper = [chain.predict(above[n], n) for n in range(level + 1, chain.steps + 1)]
     predictions = torch.cat([below.predictions, torch.stack(upper)]) if upper else below.predictions

@@ -14,10 +14,12 @@ the tilt is zero, and it never subtracts two large log-densities.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from difftilt._ops import over_event, sum_event
 from difftilt.errors import InputError
@@ -92,7 +94,7 @@ class GaussianTilt(Tilt):
 
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         if self.log_scale is None:
-            return sum_event(self.delta * (eps - 0.5 * self.delta))
+            return sum_event(self.delta * torch.sub(eps, self.delta, alpha=0.5))
         z = (eps - self.delta) * torch.exp(-self.log_scale)
         return sum_event(0.5 * (eps - z) * (eps + z) - self.log_scale)
 
@@ -129,18 +131,54 @@ class MixtureTilt(Tilt):
 
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         # The batch comes last: sums over a short last axis cost several times as much.
-        delta, inverse = self.delta.movedim(0, -1), -self.log_scale.movedim(0, -1)
-        centred, logits = eps.movedim(0, -1).contiguous(), self.logits.T
-        z = (centred - delta) * inverse.exp()
-        per_dimension = torch.addcmul(inverse, centred - z, centred + z, value=0.5)
-        per_component = per_dimension.flatten(1, -2).sum(1)
-        return torch.logsumexp(logits + per_component, 0) - torch.logsumexp(logits, 0)
+        delta, log_scale = self.delta.movedim(0, -1), self.log_scale.movedim(0, -1)
+        moved = eps.movedim(0, -1).contiguous().flatten(0, -2)
+        parts = delta.flatten(1, -2), log_scale.flatten(1, -2), self.logits.T
+        return _MixtureLogRatio.apply(moved, *parts)  # pyright: ignore[reportReturnType]
 
     def divergence(self) -> Float[Tensor, " B"]:
         raise InputError(
             "a mixture kernel's KL to the prior has no closed form; use components=1, or an "
             "objective that takes the divergence from log-ratios (KL-regularised REINFORCE)"
         )
+
+
+class _MixtureLogRatio(torch.autograd.Function):
+    """A mixture's log-ratio with its gradient by hand, in a third of autograd's operations.
+
+    With ``z = (ε - δ) e^{-g}``, ``s_k = Σ_d (ε² - z²)/2 - g``, posterior shares
+    ``ρ = softmax(logits + s)`` and prior shares ``π = softmax(logits)``:
+
+        ∂/∂δ = ρ z e^{-g},   ∂/∂g = ρ (z² - 1),   ∂/∂logits = ρ - π,   ∂/∂ε = Σ_k ρ (ε - z e^{-g})
+
+    Arguments:
+        eps: (D, B).
+        delta, log_scale: (K, D, B).
+        logits: (K, B).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, eps: Tensor, delta: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
+        inverse = torch.exp(-log_scale)
+        z = (eps - delta) * inverse
+        joint = torch.addcmul(-log_scale, eps - z, eps + z, value=0.5).sum(1) + logits
+        total, prior = torch.logsumexp(joint, 0), torch.logsumexp(logits, 0)
+        ctx.save_for_backward(eps, z, inverse, joint, logits, total, prior)
+        return total - prior
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        eps, z, inverse, joint, logits, total, prior = ctx.saved_tensors
+        share = torch.exp(joint - total) * grad
+        by_logits = torch.addcmul(share, torch.exp(logits - prior), grad, value=-1.0)
+        weighted = share[:, None] * z
+        by_scale = torch.addcmul(-share[:, None], weighted, z)
+        by_delta = weighted * inverse
+        by_eps = eps * grad - by_delta.sum(0) if ctx.needs_input_grad[0] else None
+        return by_eps, by_delta, by_scale, by_logits
 
 
 def zero_tilt(like: Float[Tensor, "B ..."]) -> GaussianTilt:

@@ -104,3 +104,11 @@ def test_state_comes_back():
     again.load(pool.state())
     left, right = pool.state(), again.state()
     assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_a_reward_in_double_precision_outlives_the_refilling_of_the_pool():
+    pool = PathPool(4)
+    pool.add(paths([0.0] * 4), torch.zeros(4).double(), torch.zeros(4), prior_share=1.0)
+    pool.add(paths([1.0, 1.0]), torch.ones(2).double(), torch.zeros(2), prior_share=0.5)
+    assert pool.log_r.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert pool.log_r.dtype == pool.log_proposal.dtype == torch.float64

@@ -1,6 +1,9 @@
 """The names that users import, and the errors that they can meet."""
 
+import ast
+import importlib
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,43 @@ def test_star_import_is_the_list():
     shared: dict = {}
     exec("from difftilt import *", shared)
     assert set(shared) - {"__builtins__"} == set(difftilt.__all__)
+
+
+def test_every_name_is_what_a_type_checker_is_told():
+    """The imports that pyright reads and the table that ``__getattr__`` reads say the same."""
+    tree = ast.parse(Path(difftilt.__file__).read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(told) == difftilt.__all__
+    for name, home in told.items():
+        assert home is not None
+        assert difftilt.__getattr__(name) is getattr(importlib.import_module(home), name)
+    assert set(difftilt.__all__) <= set(dir(difftilt))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        difftilt.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], []], ids=" ".join)
+def test_help_and_version_do_not_wait_for_torch(words: list[str]):
+    program = (
+        "import sys; from difftilt.cli import main\n"
+        f"main({words})\n"
+        "print(sorted({'torch', 'jaxtyping', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    source = str(Path(difftilt.__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": source}
+    )
+    assert ended.returncode == 0 and ended.stdout.strip()
+    assert ended.stderr.strip() == "[]"
 
 
 def _prior() -> difftilt.Prior:
@@ -54,8 +94,6 @@ def test_each_error_is_raised_by_a_public_path(tmp_path):
 
 def test_a_missing_package_is_named_with_its_remedy():
     """In a process that cannot import diffusers."""
-    import sys
-
     program = (
         "import sys; sys.modules['diffusers'] = None\n"
         "from difftilt.cli import main\n"

@@ -208,8 +208,8 @@ def test_too_little_memory_halves_the_chunk_and_keeps_the_update(warm_start: flo
         return state
 
     for subset in (None, 2):
-        free, tight = update(10**9, subset), update(25, subset)
-        assert tight.plan.chunk <= 25 < free.plan.chunk
+        free, tight = update(10**9, subset), update(15, subset)
+        assert tight.plan.chunk <= 15 < free.plan.chunk
         assert torch.equal(free.generator.get_state(), tight.generator.get_state())
         for one, other in zip(free.parameters, tight.parameters, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)

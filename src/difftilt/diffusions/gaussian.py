@@ -122,6 +122,8 @@ class GaussianDiffusion:
         reverse = {k: getattr(self.tables, k) for k in ReverseTables.__annotations__}
         self._tensors = reverse | {k: getattr(levels, k) for k in ("time", "alpha", "sigma")}
         self._floats = {name: table.tolist() for name, table in self._tensors.items()}
+        each = (self._floats[k] for k in ("time", "alpha", "sigma"))
+        self._levels = [Level(*entries) for entries in zip(*each, strict=True)]
         self._uses_unclipped = bool(self.tables.clean.any())
         self._cast: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
 
@@ -144,7 +146,7 @@ class GaussianDiffusion:
     def level(self, n: int | Tensor, like: Tensor) -> Level:
         """Level ``n`` (an int, or one per sample (B,)) in the dtype of ``like``."""
         if isinstance(n, int):
-            return Level(*(self._floats[k][n] for k in ("time", "alpha", "sigma")))
+            return self._levels[n]
         tables = self._tables(like)
         return Level(tables["time"][n], *(rows_of(tables[k], n, like) for k in ("alpha", "sigma")))
 
@@ -162,13 +164,12 @@ class GaussianDiffusion:
         if self.learned_range is not None:
             prediction, fraction = prediction.split(x.shape[1], dim=1)
         clean = self._clip(prediction)
-        a, b, g, std = (self._entry(k, n, x) for k in ("clipped", "clean", "state", "std"))
-        mean = a * clean + g * x
+        mean = self._entry("clipped", n, x) * clean + self._entry("state", n, x) * x
         if self._uses_unclipped:
-            mean = mean + b * prediction
+            mean = mean + self._entry("clean", n, x) * prediction
         if fraction is not None:
-            std = self._learned_std(fraction, n, x)
-        return Gaussian(mean, torch.as_tensor(std, dtype=x.dtype, device=x.device))
+            return Gaussian(mean, self._learned_std(fraction, n, x))
+        return Gaussian(mean, rows_of(self._tables(x)["std"], n, x))
 
     def tilt_between(
         self, other: Tensor, own: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor

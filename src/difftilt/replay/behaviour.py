@@ -27,7 +27,7 @@ from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.replay.pool import PathPool
-from difftilt.rollouts import back_and_forth, bridge, rollout
+from difftilt.rollouts import Ratio, back_and_forth, bridge, rollout
 from difftilt.scoring import log_ratio
 
 LogReward = Callable[[Tensor, Tensor | None], Tensor]
@@ -59,7 +59,7 @@ class Situation:
         generator: of all that is drawn.
         buffer: ends found before.
         chunk: states per network call where paths are re-visited.
-        ratio: whether Λ of new paths is wanted; a gradient in one chunk finds it by itself.
+        ratio: whether Λ of the posterior's own new paths is wanted, and with its gradient.
     """
 
     chain: Chain
@@ -68,7 +68,7 @@ class Situation:
     generator: torch.Generator
     buffer: ReplayBuffer
     chunk: int | None = None
-    ratio: bool = True
+    ratio: Ratio = True
 
     @property
     def noise(self) -> GeneratorNoise:

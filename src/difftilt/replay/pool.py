@@ -83,6 +83,8 @@ class PathPool:
             log_proposal = torch.logaddexp(log_own, torch.full_like(log_own, log_prior))
         else:
             log_proposal = torch.zeros_like(log_r)
+        # A reward in float64 on float32 paths, for example.
+        log_proposal = log_proposal.to(log_r)
         bare = Path(path.states, path.predictions, None, path.condition)
         room = min(len(log_r), self.capacity - len(self))
         if room:

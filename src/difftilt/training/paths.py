@@ -2,8 +2,10 @@
 
     behaviours -> paths -> λ, β log r -> losses -> d loss / dλ -> ``scoring.backward``
 
-If the gradient sees all steps of all paths at once, λ is found on its way. Otherwise the losses'
-derivatives are taken first, at λ known from the drawing, and the paths are visited again in chunks.
+If the gradient sees all steps of all paths at once, λ is found on its way: for the posterior's own
+new paths, if there are no others, while they are drawn, so that the network sees each state once.
+Otherwise the losses' derivatives are taken first, at λ known from the drawing, and the paths are
+visited again in chunks.
 """
 
 import math
@@ -19,6 +21,7 @@ from difftilt.errors import InputError
 from difftilt.objectives.base import PathObjective, Scores
 from difftilt.objectives.weighted import weighted_likelihood
 from difftilt.replay.behaviour import Scored, Situation
+from difftilt.rollouts import Ratio
 from difftilt.scoring import Coefficients, StepScores, backward, log_ratio, step_scores
 from difftilt.training.outcome import Outcome, check, forget_gradients
 from difftilt.training.state import TrainingState
@@ -41,7 +44,18 @@ def _one_chunk(state: TrainingState, batch: int) -> bool:
     return state.subset is None and len(state.chain.density_steps) * batch <= plan.chunk
 
 
-def situation(state: TrainingState, beta: float, count: int, ratio: bool) -> Situation:
+def _wanted_ratio(state: TrainingState, counts: dict[str, int]) -> Ratio:
+    """What drawing has to say about Λ of new paths, so that the gradient need not ask again."""
+    objective = state.plan.objective
+    if not _one_chunk(state, sum(counts.values())):
+        return True
+    by_step = objective.updates_per_batch > 1 or {"steps", "drawn", "divergence"} & objective.needs
+    # Where other paths are visited all the same, one large visit costs less than two.
+    own = counts.keys() <= {"on_policy", "widened"}
+    return "differentiable" if own and not by_step else False
+
+
+def situation(state: TrainingState, beta: float, count: int, ratio: Ratio) -> Situation:
     """What the behaviours of an update may use to draw ``count`` paths; draws the conditions."""
     chain = state.chain
     if state.conditions is not None:
@@ -52,17 +66,37 @@ def situation(state: TrainingState, beta: float, count: int, ratio: bool) -> Sit
     return Situation(chain, state.log_reward, beta, state.generator, state.buffer, chunk, ratio)
 
 
-def draw_paths(state: TrainingState, beta: float, ratio: bool | None = None) -> dict[str, Scored]:
+def draw_paths(state: TrainingState, beta: float, ratio: Ratio | None = None) -> dict[str, Scored]:
     """Paths of this update's behaviours, by behaviour.
 
     Arguments:
         state: the training.
         beta: β of this update.
-        ratio: work out Λ of own paths; None: where the gradient will not find it on its way.
+        ratio: what is wanted of Λ of own paths; None: what the first door's gradient wants.
 
     Raises:
         InputError: replay or local search alone, with nothing to replay yet.
     """
+    counts, drawn = _counts(state), {}
+    batch = sum(counts.values())
+    while len(drawn) < len(counts):
+        name = list(counts)[len(drawn)]
+        random = state.generator.get_state()
+        wanted = _wanted_ratio(state, counts) if ratio is None else ratio
+        present = situation(state, beta, counts[name], wanted)
+        try:
+            drawn[name] = state.behaviours[name][0].draw(present, counts[name])
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if wanted != "differentiable":
+                raise
+            _make_room(state, drawn, batch, error)
+        state.generator.set_state(random)
+    return drawn
+
+
+def _counts(state: TrainingState) -> dict[str, int]:
+    """Paths of each behaviour in this update."""
     names = ["pool"] if state.warming else list(state.behaviours)
     weights = {n: 1.0 if state.warming else state.behaviours[n][1] for n in names}
     if not len(state.buffer):
@@ -75,36 +109,41 @@ def draw_paths(state: TrainingState, beta: float, ratio: bool | None = None) -> 
             "a weight too"
         )
     total = sum(weights.values())
-    counts = {n: max(1, round(state.plan.batch * w / total)) for n, w in weights.items()}
-    if ratio is None:
-        ratio = not _one_chunk(state, sum(counts.values()))
-    return {
-        n: state.behaviours[n][0].draw(situation(state, beta, c, ratio), c)
-        for n, c in counts.items()
-    }
+    return {n: max(1, round(state.plan.batch * w / total)) for n, w in weights.items()}
 
 
 def _fitting_gradient(
     state: TrainingState, parts: dict[str, Scored], beta: float, drawn: Tensor | None
 ) -> tuple[Outcome, Tensor]:
     """The gradient; its chunk is halved until it fits into memory, the random numbers kept."""
-    rows = len(state.chain.density_steps) * sum(len(scored.log_r) for scored in parts.values())
+    batch = sum(len(scored.log_r) for scored in parts.values())
     while True:
         forget_gradients(state)
         random = state.generator.get_state()
-        chunk = min(state.plan.chunk, rows)
         try:
             return _gradient(state, parts, beta, drawn)
         except (RuntimeError, MemoryError) as error:
-            if chunk == 1 or not _out_of_memory(error):
-                raise
+            _make_room(state, parts, batch, error)
         state.generator.set_state(random)
-        state.plan = replace(state.plan, chunk=chunk // 2)
-        warnings.warn(
-            f"out of memory at update {state.step + 1}; going on with chunk={chunk // 2}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+
+
+def _make_room(
+    state: TrainingState, parts: dict[str, Scored], batch: int, error: RuntimeError | MemoryError
+) -> None:
+    """Halve the chunk and drop the graphs of paths; an error about anything else is raised."""
+    chunk = min(state.plan.chunk, len(state.chain.density_steps) * batch)
+    if chunk == 1 or not _out_of_memory(error):
+        raise error
+    for name, scored in parts.items():
+        ratio = scored.path.log_ratio
+        if ratio is not None:
+            parts[name] = replace(scored, path=replace(scored.path, log_ratio=ratio.detach()))
+    state.plan = replace(state.plan, chunk=chunk // 2)
+    warnings.warn(
+        f"out of memory at update {state.step + 1}; going on with chunk={chunk // 2}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -120,7 +159,7 @@ def _gradient(
     paths = [scored.path for scored in parts.values()]
     path, log_r = Path.joined(paths), torch.cat([scored.log_r for scored in parts.values()])
     direct = _one_chunk(state, path.batch)
-    seen = _seen(state, path) if direct else _leaves(state, paths, path)
+    seen = _seen(state, paths, path) if direct else _leaves(state, paths, path)
     log_z, log_h = _log_z(state, path), _log_h(state, path, beta, direct)
     if drawn is None:
         drawn = seen.log_ratio.detach().clone()
@@ -179,7 +218,9 @@ def _groups(path: Path) -> Tensor | None:
     return torch.unique(flat, dim=0, return_inverse=True)[1]
 
 
-def _seen(state: TrainingState, path: Path) -> StepScores:
+def _seen(state: TrainingState, paths: list[Path], path: Path) -> StepScores:
+    if any(p.log_ratio is not None and p.log_ratio.requires_grad for p in paths):
+        return StepScores(_ratios(state, paths)[None])
     divergence = not state.warming and "divergence" in state.plan.objective.needs
     return step_scores(state.chain, path, state.plan.chunk, divergence)
 
@@ -188,7 +229,7 @@ def _seen(state: TrainingState, path: Path) -> StepScores:
 def _leaves(state: TrainingState, paths: list[Path], path: Path) -> StepScores:
     """What the losses read, as leaves; the network is asked only for what is not known yet."""
     if {"steps", "drawn", "divergence"} & state.plan.objective.needs and not state.warming:
-        seen = _seen(state, path)
+        seen = _seen(state, [], path)
     else:
         seen = StepScores(_ratios(state, paths)[None])
     if seen.divergence is not None:
