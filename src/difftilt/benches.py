@@ -47,18 +47,11 @@ class Result:
     legend: str
 
 
-def exact(
-    problem: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    method: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    seeds: tuple[int, ...] = (0, 1, 2),
-    calls: int = CALLS,
-    budget: float | None = None,
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    figure: Path | None = None,
-) -> Result:
+@dataclass(frozen=True)
+class Exact:
     """Every method on every problem with a known answer.
 
-    Args:
+    Arguments:
         problem: name of a problem (may be repeated); default six Gaussian ones.
         method: name of a method (may be repeated); default all but the ablations.
         seeds: seeds of the trainings.
@@ -67,31 +60,40 @@ def exact(
         json_file: write the rows there as JSON.
         figure: draw the comparison there (.png or .svg).
     """
-    _check_names(problem)
-    effort = Effort(calls if budget is None else None, budget)
-    chosen = list(method) or default_methods()
-    bench = Bench(list(problem or GAUSSIAN_PROBLEMS), chosen, list(seeds), effort)
-    rows = _all_rows(bench, json_file)
-    if figure is not None:
-        draw_comparison(rows, ("ess", "log_z_error"), figure)
+
+    problem: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    calls: int = CALLS
+    budget: float | None = None
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    figure: Path | None = None
+
+
+def exact(options: Annotated[Exact, tyro.conf.arg(name="")]) -> Result:
+    """Every method on every problem with a known answer.
+
+    Args:
+        options: what to run, and where to write.
+    """
+    _check_names(options.problem)
+    effort = Effort(options.calls if options.budget is None else None, options.budget)
+    chosen, seeds = list(options.method) or default_methods(), list(options.seeds)
+    bench = Bench(list(options.problem or GAUSSIAN_PROBLEMS), chosen, seeds, effort)
+    rows = _all_rows(bench, options.json_file)
+    if options.figure is not None:
+        draw_comparison(rows, ("ess", "log_z_error"), options.figure)
     if len(chosen) == 1 or len(seeds) == 1:
         return Result(rows, rows, EXACT_COLUMNS, EXACT_LEGEND)
     shown = compared(rows, [c.key for c in EXACT_COLUMNS if c.key != "seed"], best="ess")
     return Result(rows, shown, COMPARED_COLUMNS, EXACT_LEGEND + COMPARED_LEGEND)
 
 
-def images(
-    target: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    method: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    seeds: tuple[int, ...] = (0,),
-    calls: int = IMAGE_CALLS,
-    samples: int = 1024,
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    figure: Path | None = None,
-) -> Result:
+@dataclass(frozen=True)
+class Images:
     """The vision table: methods beside rejection truth on the shipped image prior.
 
-    Args:
+    Arguments:
         target: wanted garments, e.g. bag, footwear or even (may be repeated).
         method: name of a method (may be repeated); default all.
         seeds: seeds of the trainings.
@@ -100,16 +102,33 @@ def images(
         json_file: write the rows there as JSON.
         figure: draw the comparison there (.png or .svg).
     """
-    chosen = list(method) or list(image_methods())
-    bench = ImageBench(list(target or IMAGE_TARGETS), chosen, list(seeds), calls, samples)
-    rows = _all_rows(bench, json_file)
-    if figure is not None:
-        draw_comparison(rows, ("frechet", "diversity", "ess"), figure)
+
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    seeds: tuple[int, ...] = (0,)
+    calls: int = IMAGE_CALLS
+    samples: int = 1024
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    figure: Path | None = None
+
+
+def images(options: Annotated[Images, tyro.conf.arg(name="")]) -> Result:
+    """The vision table: methods beside rejection truth on the shipped image prior.
+
+    Args:
+        options: what to run, and where to write.
+    """
+    chosen, seeds = list(options.method) or list(image_methods()), list(options.seeds)
+    targets = list(options.target or IMAGE_TARGETS)
+    bench = ImageBench(targets, chosen, seeds, options.calls, options.samples)
+    rows = _all_rows(bench, options.json_file)
+    if options.figure is not None:
+        draw_comparison(rows, ("frechet", "diversity", "ess"), options.figure)
     if len(seeds) == 1:
         return Result(rows, rows, IMAGE_COLUMNS, IMAGE_LEGEND)
-    keys = [c.key for c in IMAGE_COLUMNS if c.key != "seed"]
-    shown = compared(rows, keys, best="frechet", largest=False)
-    return Result(rows, shown, [c for c in IMAGE_COLUMNS if c.key != "seed"], IMAGE_LEGEND)
+    columns = [c for c in IMAGE_COLUMNS if c.key != "seed"]
+    shown = compared(rows, [c.key for c in columns], best="frechet", largest=False)
+    return Result(rows, shown, columns, IMAGE_LEGEND)
 
 
 def _all_rows(bench: Bench | ImageBench, json_file: Path | None) -> list[dict[str, Any]]:
