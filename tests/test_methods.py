@@ -1,16 +1,56 @@
-"""The bench's registry: every method runs on a problem within its budget of network calls."""
+"""The bench's registry: every method makes a sampler of a problem within its budget."""
 
 import pytest
+import torch
 
+from difftilt.chains import Chain
 from difftilt.errors import InputError
-from difftilt.recipes.methods import Bench, Effort, default_methods, methods
+from difftilt.noise import GeneratorNoise
+from difftilt.recipes.exact import build
+from difftilt.recipes.methods import Bench, Effort, Systems, default_methods, methods
+from difftilt.rollouts import rollout
+from difftilt.sampling import Tilted
 
-CALLS = 60_000
+CALLS = 30_000
 
 
 def test_ablations_are_not_run_by_default():
     assert set(default_methods()) < set(methods())
     assert "rtb" in default_methods() and "rtb_on_policy" not in default_methods()
+
+
+def test_both_kinds_are_on_the_table():
+    consistent = {methods()[name].consistent for name in default_methods()}
+    assert consistent == {True, False}
+
+
+@pytest.mark.parametrize("name", default_methods())
+def test_every_method_makes_a_sampler_with_finite_weights(name: str):
+    problem = build("linear_gaussian_d2")
+    before = problem.chain.calls.total
+    made = methods()[name].make(problem, Effort(CALLS), 0)
+    # One update overshoots: 512 paths of 20 steps, several networks, perhaps many landings.
+    assert problem.chain.calls.total - before < CALLS + 500_000
+    noise = GeneratorNoise(torch.Generator().manual_seed(0))
+    if isinstance(made, Chain):
+        path = rollout(made, 64, noise)
+        assert path.log_ratio is not None
+        log_w = problem.log_reward(path.x_0) - path.log_ratio
+        assert bool(log_w.isfinite().all())
+    else:
+        assert isinstance(made, Systems)
+        goal = Tilted(lambda x_0, condition: problem.log_reward(x_0))
+        ends = made.population.draw(made.chain, goal, 8, noise)
+        assert ends.x_0.shape == (8, 2)
+        assert ends.log_z is None or bool(ends.log_z.isfinite().all())
+
+
+def test_a_method_that_does_not_fit_a_problem_is_left_out_with_its_reason(capsys):
+    bench = Bench(["ring8_alpha3"], ["pigdm", "dps"], [0], Effort(CALLS))
+    assert list(bench.rows()) == []
+    said = capsys.readouterr().err.splitlines()
+    assert "pigdm needs a Gaussian likelihood" in said[0]
+    assert "not run: this guidance follows the gradient of log r" in said[1]
 
 
 def test_an_unknown_method_is_named_before_anything_runs():

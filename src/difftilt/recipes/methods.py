@@ -4,6 +4,7 @@ Trained methods share the network's size, the batch and the budget; what differs
 the kernel that it can train, and where its paths come from. None reads the truth.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,10 +14,15 @@ import torch
 
 from difftilt.chains import Chain
 from difftilt.errors import InputError
+from difftilt.forms import Form, ValueGuided
 from difftilt.guidance.base import Guidance
 from difftilt.guidance.pseudoinverse import PiGDM
 from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.objectives.base import Objective
+from difftilt.objectives.contrastive import CEP
+from difftilt.objectives.forward import AdvantageWeighted
+from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
+from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.objectives.policy import DDPO, DPOK, Reinforce
 from difftilt.objectives.subtrajectory import (
     DetailedBalance,
@@ -30,7 +36,14 @@ from difftilt.smc.population import Population
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.tasks.exact.judge import DRAWS, Judgement, judge, judge_population
 from difftilt.training.loop import train
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
+from difftilt.training.plan import (
+    RTB,
+    BehaviourWeights,
+    Optimisation,
+    Replaying,
+    Training,
+    suited,
+)
 
 DEFAULT_CALLS = 5_000_000
 SYSTEMS_JUDGED = 10_000
@@ -83,15 +96,19 @@ class Method:
 
 
 def trained(
-    change: Callable[[Training], Training] = lambda plan: plan, form: FormChoice = PERCEPTRON
+    change: Callable[[Training], Training] = lambda plan: plan,
+    form: FormChoice | Form = PERCEPTRON,
 ) -> Maker:
     """The recommended training with a change."""
 
     def make(problem: ExactProblem, effort: Effort, seed: int) -> Chain:
         torch.manual_seed(seed)
         target = target_of(problem)
-        posterior = target.posterior(form.build())
+        posterior = target.posterior(form.build() if isinstance(form, FormChoice) else form)
         plan = replace(recommended(effort.seconds, seed), network_calls=effort.network_calls)
+        if effort.seconds is None:
+            # Where calls are counted, rollouts for the pool are what they are spent on.
+            plan = replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=32))
         state = target.state(posterior, change(plan))
         for _ in train(state, None):
             pass
@@ -106,15 +123,13 @@ def balanced(objective: Objective) -> Maker:
     return trained(lambda plan: replace(plan, objective=objective))
 
 
-def on_policy(objective: Objective, rate: float = 1.0) -> Maker:
-    """An on-policy objective, on a Gaussian kernel with learned variance."""
+def by_itself(objective: Objective, form: FormChoice | Form = GAUSSIAN) -> Maker:
+    """An objective on the paths that it asks for, without RTB's warm start."""
 
     def change(plan: Training) -> Training:
-        optimisation = replace(plan.optimisation, learning_rate=rate * 1.5e-3)
-        own = replace(plan, objective=objective, warm_start=0.0, behaviour=ON_POLICY)
-        return replace(own, optimisation=optimisation)
+        return replace(plan, **{"warm_start": 0.0, **suited(objective)}, objective=objective)
 
-    return trained(change, GAUSSIAN)
+    return trained(change, form)
 
 
 def _prior_alone(problem: ExactProblem, effort: Effort, seed: int) -> Chain:
@@ -212,19 +227,64 @@ def _trained_methods() -> dict[str, Method]:
         "path_consistency": Method(
             "RTB's recipe with windows of 5 steps (PCL)", balanced(PathConsistency(5))
         ),
-        "reinforce": Method("KL-regularised REINFORCE, on-policy", on_policy(Reinforce())),
+        "reinforce": Method("KL-regularised REINFORCE, on-policy", by_itself(Reinforce())),
         "ppo_kl": Method(
-            "PPO's clipped ratio with KL in the cost", on_policy(DDPO(0.2, kl=True, updates=2))
+            "PPO's clipped ratio with KL in the cost", by_itself(DDPO(0.2, kl=True, updates=2))
         ),
         "ddpo": Method(
             "DDPO: the reward alone, with PPO's clipped ratio",
-            on_policy(DDPO(0.2, updates=2)),
+            by_itself(DDPO(0.2, updates=2)),
             consistent=False,
         ),
         "dpok": Method(
             "DPOK: reward and each step's KL at the visited states",
-            on_policy(DPOK()),
+            by_itself(DPOK()),
             consistent=False,
+        ),
+    }
+
+
+def _end_methods() -> dict[str, Method]:
+    return {
+        "cep": Method("CEP: guidance by a learned log h", by_itself(CEP(), ValueGuided())),
+        "cep_paper": Method(
+            "CEP with the paper's self-normalised labels, K = 16",
+            by_itself(CEP("self_normalised", contrast=16), ValueGuided()),
+            False,
+        ),
+        "reward_weighted": Method(
+            "reward-weighted likelihood of noised ends (RWR, RAML)",
+            by_itself(RewardWeighted(), PERCEPTRON),
+        ),
+        "rgdm_paper": Method(
+            "RGDM, paper-like: a pay-off at the noisy state within a radius",
+            by_itself(RGDM("reward"), PERCEPTRON),
+            False,
+        ),
+        "rgdm": Method(
+            "RGDM, consistent: landings weighted by a learned log h",
+            by_itself(RGDM("value"), PERCEPTRON),
+        ),
+        "advantage_weighted": Method(
+            "advantage-weighted matching of own paths",
+            by_itself(AdvantageWeighted(states="chain")),
+            False,
+        ),
+    }
+
+
+def _pathwise_methods() -> dict[str, Method]:
+    fixed = replace(GAUSSIAN, learned_variance=False)
+    return {
+        "kl_control": Method("KL control by back-propagation (CTRL)", by_itself(KLControl())),
+        "align_prop": Method(
+            "AlignProp: the reward alone, randomly truncated", by_itself(AlignProp()), False
+        ),
+        "draft": Method(
+            "DRaFT-1: the reward alone, the last step's gradient", by_itself(DRaFT(1)), False
+        ),
+        "adjoint_matching": Method(
+            "adjoint matching, the prior's variance", by_itself(AdjointMatching(), fixed)
         ),
     }
 
@@ -263,7 +323,8 @@ def _training_free_methods() -> dict[str, Method]:
 
 def methods() -> dict[str, Method]:
     """Every method of the bench by name; ablations of the recipe last."""
-    return _trained_methods() | _training_free_methods() | _ablations()
+    trained = _trained_methods() | _end_methods() | _pathwise_methods()
+    return trained | _training_free_methods() | _ablations()
 
 
 def default_methods() -> list[str]:
@@ -304,10 +365,12 @@ class Bench:
         for name in self.problems:
             problem = build(name)
             for method in self.methods:
-                if method == "pigdm" and problem.likelihood is None:
-                    continue
-                for seed in self.seeds:
-                    yield bench_row(problem, method, seed, self.effort)
+                try:
+                    for seed in self.seeds:
+                        yield bench_row(problem, method, seed, self.effort)
+                except InputError as error:
+                    # Some methods need a gradient of the reward, or a Gaussian likelihood.
+                    print(f"{name} {method}: not run: {error}", file=sys.stderr, flush=True)
 
 
 def bench_row(problem: ExactProblem, method: str, seed: int, effort: Effort) -> dict[str, Any]:
