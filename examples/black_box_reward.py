@@ -8,9 +8,8 @@ reaches, or there is no posterior.
 training, and with ``python="/path/to/another/bin/python"`` it has its own packages. This file
 is such a file: at its top it imports numpy alone, which is all the other process needs.
 
-A path with r = 0 has no finite residual, so balance learns nothing from it and lets mass leak onto
-forbidden ground. So train on ``Floored(reward, floor)``, whose forbidden samples are merely very
-bad, and correct and certify against the reward itself, whose "never" the weights then obey.
+Relative trajectory balance pushes its posterior off forbidden ground; what is left there the
+correction takes away, for such a sample has weight zero.
 
 Here the prior is a standard normal in the plane and the reward asks for a place on a half ring,
 and the nearer to the right the better.
@@ -18,12 +17,9 @@ and the nearer to the right the better.
     python examples/black_box_reward.py
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 INNER, OUTER = 1.0, 2.0
-FLOOR = -10.0  # nats
 
 
 def log_reward(x_0):
@@ -54,14 +50,11 @@ def main(steps: int = 300, samples: int = 2000):
     )
     with difftilt.isolated(f"{__file__}:log_reward") as reward:
         target = prior.tilt(reward, log_bound=0.0)
-        softened = prior.tilt(difftilt.Floored(reward, FLOOR), log_bound=0.0)
-        trained = softened.fit(
+        posterior = target.fit(
             difftilt.RTB(residual_clip=4.0),
             steps=steps,
             optimisation=difftilt.Optimisation(hidden_learning_rate=0.01),
         )
-        # Trained on the softened reward, corrected and judged by the true one.
-        posterior = replace(trained, target=target)
         plain = posterior.sample(samples)
         exact = posterior.sample(samples, correct="snis")
         certificate = posterior.certify(2 * samples)

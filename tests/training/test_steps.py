@@ -270,6 +270,24 @@ def test_zero_reward_on_some_paths_is_survived():
     assert float((x > 1.0).float().mean()) > 2 * float((prior > 1.0).float().mean())
 
 
+@pytest.mark.parametrize("clip", [None, 4.0])
+@pytest.mark.parametrize("log_z", ["batch", "learned"])
+def test_mass_leaves_forbidden_ground(clip, log_z):
+    """Balance on the allowed paths alone is blind to a constant share of mass elsewhere."""
+
+    def half_line(x_0: Tensor, condition: Tensor | None) -> Tensor:
+        return torch.where(x_0[:, 0] > 0.5, 0.0, -math.inf)
+
+    plan = quick_plan(steps=150, objective=RTB(log_z, clip), learning_rate=0.05)
+    state = toy_state(plan, log_reward=half_line)
+    trained(state)
+    state.use_average()
+    x = rollout(state.chain, 4000, GeneratorNoise(torch.Generator().manual_seed(0))).x_0
+    prior = rollout(state.chain.prior, 4000, GeneratorNoise(torch.Generator().manual_seed(0))).x_0
+    assert float((prior[:, 0] > 0.5).float().mean()) < 0.55
+    assert float((x[:, 0] > 0.5).float().mean()) > 0.85
+
+
 def nowhere(x_0: Tensor, condition: Tensor | None) -> Tensor:
     return torch.full((len(x_0),), -math.inf)
 

@@ -44,6 +44,18 @@ class RTB(PathObjective):
             return log_variance(scores, self.residual_clip)
         return relative_trajectory_balance(scores, self.residual_clip)
 
+    def forbidden(
+        self, log_ratio: Float[Tensor, " F"], losses: Float[Tensor, " K"]
+    ) -> Float[Tensor, " F"]:
+        """A push on Λ: of the clip, or of the worst residual of the other paths (1 nat at least).
+
+        The residual of a path with r = 0 is infinite. Its push is weighted by ``min(1, q/p)``, so
+        that it ends where the posterior has left forbidden ground, whoever drew the path.
+        """
+        residual = self.residual_clip or float(losses.detach().max().clamp(min=1).sqrt())
+        weight = log_ratio.detach().clamp(max=0).exp()
+        return 2 * residual * weight * (1 + log_ratio - log_ratio.detach())
+
 
 def squared(residual: Float[Tensor, "..."], clip: float | None = None) -> Float[Tensor, "..."]:
     """``residual²``, or, beyond ``±clip`` nats, its linear continuation (Huber).

@@ -134,6 +134,17 @@ class PathObjective(Objective):
     def losses(self, scores: Scores) -> Float[Tensor, " B"]:
         """One loss per path."""
 
+    def forbidden(
+        self, log_ratio: Float[Tensor, " F"], losses: Float[Tensor, " K"]
+    ) -> Float[Tensor, " *F"]:
+        """Losses of paths of zero reward, which ``losses`` never sees; none by default.
+
+        Arguments:
+            log_ratio: (F,) Λ of the forbidden paths, with its gradient.
+            losses: of the other paths of the batch.
+        """
+        return log_ratio[:0]
+
 
 def kinds() -> dict[str, type[Objective]]:
     """Every concrete objective by its class name."""

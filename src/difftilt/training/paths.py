@@ -186,17 +186,17 @@ def _gradient(
 
 def _losses(state: TrainingState, scores: Scores) -> Tensor:
     objective = state.plan.objective
-    # A path of zero reward has an infinite residual; it teaches through its finite neighbours only.
     finite = torch.isfinite(scores.log_r)
     if not bool(finite.any()):
         return scores.log_ratio[finite]
-    scores = scores.select(finite)
+    forbidden, scores = scores.log_ratio[~finite], scores.select(finite)
     if state.warming:
         return weighted_likelihood(scores)
     assert isinstance(objective, PathObjective)
     if objective.paths_per_group > 1:
         scores = _comparable(scores)
-    return objective.losses(scores)
+    losses = objective.losses(scores)
+    return torch.cat([losses, objective.forbidden(forbidden, losses)])
 
 
 def _comparable(scores: Scores) -> Scores:
