@@ -50,7 +50,7 @@ def test_a_method_that_does_not_fit_a_problem_is_left_out_with_its_reason(capsys
     assert list(bench.rows()) == []
     said = capsys.readouterr().err.splitlines()
     assert "pigdm needs a Gaussian likelihood" in said[0]
-    assert "not run: this guidance follows the gradient of log r" in said[1]
+    assert "no row: this guidance follows the gradient of log r" in said[1]
 
 
 def test_an_unknown_method_is_named_before_anything_runs():

@@ -16,7 +16,7 @@ from difftilt.objectives.forward import AdvantageWeighted
 from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.posteriors import Prior
 from difftilt.rollouts import rollout
-from difftilt.training.plan import BehaviourWeights
+from difftilt.training.plan import BehaviourWeights, Optimisation, Training, suited
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
 from difftilt.value_kernel import ValueKernel
@@ -36,7 +36,7 @@ from gaussian_values import (
     state_of,
     step_of,
 )
-from toys import LinearKernel, gaussian_chain, toy_state
+from toys import Likelihood, LinearKernel, gaussian_chain, toy_state
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -181,3 +181,17 @@ def test_the_face_fits_a_guided_posterior():
     x = posterior.sample(2_000)
     assert float(x.mean()) == pytest.approx(mean, abs=0.1)
     assert float(x.var()) == pytest.approx(variance, rel=0.25)
+
+
+def test_a_value_inside_the_kernel_is_optimised_once():
+    """Muon and Adam share the parameters without repeating one."""
+    posterior = Prior(gaussian_chain()).tilt(Likelihood()).posterior(ValueGuided(width=32))
+    plan = Training(
+        objective=CEP(),
+        **suited(CEP()),
+        optimisation=Optimisation(hidden_learning_rate=0.01),
+    )
+    state = posterior.target.state(posterior, plan)
+    seen = [id(p) for o in state.optimisers for g in o.param_groups for p in g["params"]]
+    assert len(seen) == len(set(seen))
+    assert len(state.optimisers) == 2

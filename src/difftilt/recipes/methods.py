@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from difftilt.chains import Chain
-from difftilt.errors import InputError
+from difftilt.errors import DifftiltError, InputError
 from difftilt.forms import Form, ValueGuided
 from difftilt.guidance.base import Guidance
 from difftilt.guidance.pseudoinverse import PiGDM
@@ -127,7 +127,9 @@ def by_itself(objective: Objective, form: FormChoice | Form = GAUSSIAN) -> Maker
     """An objective on the paths that it asks for, without RTB's warm start."""
 
     def change(plan: Training) -> Training:
-        return replace(plan, **{"warm_start": 0.0, **suited(objective)}, objective=objective)
+        own = replace(plan, **{"warm_start": 0.0, **suited(objective)}, objective=objective)
+        # Gradients of a policy are too noisy for Muon's steps of fixed size.
+        return replace(own, optimisation=Optimisation()) if objective.on_policy else own
 
     return trained(change, form)
 
@@ -368,9 +370,9 @@ class Bench:
                 try:
                     for seed in self.seeds:
                         yield bench_row(problem, method, seed, self.effort)
-                except InputError as error:
-                    # Some methods need a gradient of the reward, or a Gaussian likelihood.
-                    print(f"{name} {method}: not run: {error}", file=sys.stderr, flush=True)
+                except DifftiltError as error:
+                    # It needs a gradient of the reward or a Gaussian likelihood, or it diverged.
+                    print(f"{name} {method}: no row: {error}", file=sys.stderr, flush=True)
 
 
 def bench_row(problem: ExactProblem, method: str, seed: int, effort: Effort) -> dict[str, Any]:

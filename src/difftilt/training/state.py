@@ -96,7 +96,9 @@ def optimisers(
     """Adam for all, or Muon for hidden matrices, and Adam of its own rate for ``log Z``."""
     hidden, every = [], trainable(chain)
     if plan.hidden_learning_rate > 0:
-        hidden = hidden_matrices(chain.kernel) + hidden_matrices(value)
+        found = hidden_matrices(chain.kernel) + hidden_matrices(value)
+        # A guided posterior's value is a part of its kernel.
+        hidden = list({id(p): p for p in found}.values())
     if value is not None:
         every = every + [p for p in value.parameters() if not any(p is q for q in every)]
     others = [p for p in every if not any(p is h for h in hidden)]
