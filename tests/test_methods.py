@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from difftilt.benches import Exact, exact
 from difftilt.chains import Chain
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
@@ -56,3 +57,20 @@ def test_a_method_that_does_not_fit_a_problem_is_left_out_with_its_reason(capsys
 def test_an_unknown_method_is_named_before_anything_runs():
     with pytest.raises(InputError, match="unknown method 'nope'; choose one of rtb"):
         Bench(["gmm9of25"], ["rtb", "nope"], [0], Effort(CALLS))
+
+
+def test_a_method_without_weights_has_a_row(tmp_path, monkeypatch):
+    """Best of n has no ESS and no log Z; the table, the talk and the figure bear it."""
+    monkeypatch.setattr("difftilt.recipes.methods.SYSTEMS_JUDGED", 1000)
+    options = Exact(
+        problem=("linear_gaussian_d2",),
+        method=("best_of_n", "importance_resampling"),
+        seeds=(0, 1),
+        calls=CALLS,
+        figure=tmp_path / "figure.svg",
+    )
+    found = exact(options)
+    best = [row for row in found.rows if row["method"] == "best_of_n"]
+    assert [row["ess"] for row in best] == [None, None]
+    assert len(found.shown) == 2 and found.shown[-1]["method"] == "best_of_n"
+    assert (tmp_path / "figure.svg").exists()

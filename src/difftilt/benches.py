@@ -145,7 +145,8 @@ def _all_rows(bench: Bench | ImageBench, json_file: Path | None) -> list[dict[st
 
 def _told(row: dict[str, Any], done: int, of: int, started: float) -> None:
     left = (time.monotonic() - started) / done * (of - done)
-    what = f"{row['problem']} {row['method']} seed {row['seed']}: ESS {row['ess']:.3f}"
+    ess = "" if row["ess"] is None else f": ESS {row['ess']:.3f}"
+    what = f"{row['problem']} {row['method']} seed {row['seed']}{ess}"
     print(f"[{done}/{of}, {left / 60:.0f} min left] {what}", file=sys.stderr, flush=True)
 
 
@@ -220,7 +221,8 @@ IMAGE_LEGEND = """\
 mean log r: nats, of the reward's classifier; Fréchet: distance to rejection truth in the features
 of the held-out classifier; diversity: mean pairwise distance there, as a share of the truth's;
 log Z err: importance estimate minus rejection estimate, nats; ESS: share of the draws;
-net calls, s (seconds), peak MB (growth of the process): of the training alone."""
+net calls: of the training alone; s: seconds of training and drawing; peak MB: how far the process
+grew."""
 
 TABLES = {
     "exact": Table(exact, "every method on problems with a known answer"),

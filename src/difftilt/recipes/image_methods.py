@@ -18,11 +18,16 @@ from torch import Tensor
 from difftilt.chains import Chain
 from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
 from difftilt.errors import InputError
+from difftilt.guidance.base import Guidance
+from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.objectives.policy import DDPO, DPOK
+from difftilt.populations import PopulationSampler
 from difftilt.posteriors import Posterior, Target, load
 from difftilt.recipes.fashion import Fashion
 from difftilt.rewards import ClassifierReward
 from difftilt.sampling import Samples
+from difftilt.smc.methods import BestOfN, FKSteering
+from difftilt.smc.population import Population
 from difftilt.tasks.images import (
     FASHION_CLASSES,
     diversity,
@@ -36,6 +41,7 @@ from difftilt.training.plan import BehaviourWeights, Training
 
 STEPS = 20
 TRUTH_DRAWS = 4096
+SAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ def image_targets() -> dict[str, ImageTarget]:
     }
 
 
-Maker = Callable[[Target, int, int], Chain]
+Sampler = Chain | PopulationSampler
+Maker = Callable[[Target, int, int], Sampler]
 
 
 def _plan(calls: int, seed: int) -> Training:
@@ -99,6 +106,20 @@ def _dpok(plan: Training) -> Training:
     return replace(_on_policy(plan), objective=DPOK())
 
 
+def _guided(guidance: Guidance) -> Maker:
+    return lambda target, calls, seed: target.guided(guidance).chain
+
+
+def _populated(population: Callable[[int], Population]) -> Maker:
+    """As many particles as the budget of a training allows for ``SAMPLES`` samples."""
+
+    def make(target: Target, calls: int, seed: int) -> Sampler:
+        particles = max(2, round(calls / (SAMPLES * target.prior.chain.steps)))
+        return target.population(population(particles))
+
+    return make
+
+
 def image_methods() -> dict[str, Maker]:
     """The vision table's methods by name."""
     return {
@@ -106,6 +127,10 @@ def image_methods() -> dict[str, Maker]:
         "reward_weighted": _trained(lambda plan: replace(plan, warm_start=1.0)),
         "ddpo": _trained(_ddpo),
         "dpok": _trained(_dpok),
+        "dps": _guided(DPS()),
+        "lgdmc": _guided(LGDMC(4)),
+        "fk_steering": _populated(lambda k: FKSteering(k, every=4)),
+        "best_of_n": _populated(BestOfN),
         "importance": lambda target, calls, seed: target.prior.chain,
     }
 
@@ -174,16 +199,18 @@ def image_row(run: ImageRun, truth: "ImageTruth") -> dict[str, Any]:
     target = build_target(run.target)
     before = _peak()
     start = time.perf_counter()
-    chain = image_methods()[run.method](target, run.calls, run.seed)
-    seconds = time.perf_counter() - start
-    spent, peak = chain.calls.total, _peak() - before
-    drawn = Posterior(target, chain).draw(run.samples, run.seed + 1)
+    sampler = image_methods()[run.method](target, run.calls, run.seed)
+    trained, spent = time.perf_counter() - start, target.prior.chain.calls.total
+    made = Posterior(target, sampler) if isinstance(sampler, Chain) else sampler
+    drawn = made.draw(run.samples, run.seed + 1)
+    seconds, peak = time.perf_counter() - start, _peak() - before
     return {
         "problem": run.target,
         "method": run.method,
         "seed": run.seed,
         **_figures(drawn, truth),
         "network_calls": spent,
+        "training_seconds": trained,
         "seconds": seconds,
         "peak_mb": peak,
     }
@@ -223,16 +250,17 @@ def truth_of(name: str, draws: int = TRUTH_DRAWS) -> ImageTruth:
     return ImageTruth(members, float(r.mean().log()), error)
 
 
-def _figures(drawn: Samples, truth: ImageTruth) -> dict[str, float]:
-    assert drawn.log_r is not None and drawn.log_w is not None
+def _figures(drawn: Samples, truth: ImageTruth) -> dict[str, float | None]:
+    assert drawn.log_r is not None
+    log_w = drawn.log_w
     judge = load_classifier("heldout")
     seen, exact = features(judge, drawn.x_0), features(judge, truth.members)
     return {
         "log_r": float(drawn.log_r.mean()),
         "frechet": frechet_distance(seen, exact),
         "diversity": diversity(seen) / diversity(exact),
-        "log_z_error": log_evidence(drawn.log_w).value - truth.log_z,
-        "ess": effective_sample_size(drawn.log_w),
+        "log_z_error": None if log_w is None else log_evidence(log_w).value - truth.log_z,
+        "ess": None if log_w is None else effective_sample_size(log_w),
     }
 
 
