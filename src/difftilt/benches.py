@@ -4,18 +4,22 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from difftilt.errors import InputError
+from difftilt.objectives.balance import RTB
+from difftilt.objectives.pathwise import KLControl
+from difftilt.recipes.controls import controls_plan, two_controls
 from difftilt.recipes.image_methods import ImageBench, image_methods
 from difftilt.recipes.methods import Bench, Effort, default_methods
 from difftilt.report.comparison import compared, draw_comparison
 from difftilt.report.tables import Column
 from difftilt.tasks.exact import problems
+from difftilt.tasks.exact.two_cells import label_rows
 
 GAUSSIAN_PROBLEMS = (
     "gmm9of25",
@@ -131,15 +135,78 @@ def images(options: Annotated[Images, tyro.conf.arg(name="")]) -> Result:
     return Result(rows, shown, columns, IMAGE_LEGEND)
 
 
+@dataclass(frozen=True)
+class Controls:
+    """Two independent controls learned from separate labelled sets (CTRL's task), with the answer.
+
+    Arguments:
+        seeds: of classifiers and trainings.
+        updates: of each training.
+        json_file: write the rows there as JSON.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    updates: int = 1200
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+
+
+def controls(options: Annotated[Controls, tyro.conf.arg(name="")]) -> Result:
+    """Two independent controls learned from separate labelled sets, with the answer.
+
+    Args:
+        options: what to run, and where to write.
+    """
+    objectives = {"rtb": RTB("batch", 4.0), "kl_control": KLControl()}
+    rows = []
+    for seed in options.seeds:
+        for name, objective in objectives.items():
+            plan = controls_plan(objective, options.updates, seed=seed)
+            _, judged = two_controls(plan)
+            rows += [{"method": name, "seed": seed, **asdict(found)} for found in judged]
+            print(f"{name} seed {seed}: done", file=sys.stderr, flush=True)
+    for row in rows:
+        row["pair"] = "{} {}".format(*row["pair"])
+    _write(rows, options.json_file)
+    return Result(rows, rows, CONTROL_COLUMNS, CONTROL_LEGEND)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What contrastive energy prediction learns of a gap of log h, by enumeration.
+
+    Arguments:
+        contrast: numbers of samples compared with each other, K.
+        json_file: write the rows there as JSON.
+    """
+
+    contrast: tuple[int, ...] = (2, 16)
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+
+
+def labels(options: Annotated[Labels, tyro.conf.arg(name="")]) -> Result:
+    """What contrastive energy prediction learns of a gap of log h, by enumeration.
+
+    Args:
+        options: what to run, and where to write.
+    """
+    rows = label_rows(options.contrast)
+    _write(rows, options.json_file)
+    return Result(rows, rows, LABEL_COLUMNS, LABEL_LEGEND)
+
+
+def _write(rows: list[dict[str, Any]], path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 def _all_rows(bench: Bench | ImageBench, json_file: Path | None) -> list[dict[str, Any]]:
     """The rows of a bench, written down as they come."""
     rows, started = [], time.monotonic()
     for row in bench.rows():
         rows.append(row)
         _told(row, len(rows), len(bench), started)
-        if json_file is not None:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(rows, indent=1) + "\n")
+        _write(rows, json_file)
     return rows
 
 
@@ -224,7 +291,34 @@ log Z err: importance estimate minus rejection estimate, nats; ESS: share of the
 net calls: of the training alone; s: seconds of training and drawing; peak MB: how far the process
 grew."""
 
+CONTROL_COLUMNS = [
+    Column("method"),
+    Column("seed"),
+    Column("pair", "labels"),
+    Column("mode_tv", "TV raw", 2),
+    Column("mode_tv_corrected", "TV corr", 2),
+    Column("classifier_tv", "TV classifiers", 2),
+    Column("log_z_gap", "ELBO - log Z", 2),
+]
+CONTROL_LEGEND = """\
+TV: of mode weights to the closed form, raw, importance-weighted, and of the exact posterior under
+the learned classifiers, which no sampler can beat; ELBO - log Z: nats."""
+LABEL_COLUMNS = [
+    Column("beta"),
+    Column("a"),
+    Column("b"),
+    Column("contrast", "K"),
+    Column("exact", "exact gap", 4),
+    Column("unnormalised", digits=4),
+    Column("self_normalised", "self-normalised", 4),
+]
+LABEL_LEGEND = """\
+Two equally likely cells, paid r = e^beta with chance a or b, else 1; the gap of log h between them,
+in nats: exact, and at the optimum of each loss over all sets of K."""
+
 TABLES = {
     "exact": Table(exact, "every method on problems with a known answer"),
+    "controls": Table(controls, "CTRL's task: two controls learned apart, used together"),
+    "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),
 }

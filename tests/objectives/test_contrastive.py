@@ -1,6 +1,5 @@
 """Contrastive energy prediction at its population optimum, by enumeration, and by its gradient."""
 
-import itertools
 import math
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 from difftilt.errors import InputError
 from difftilt.objectives.contrastive import CEP, contrastive
 from difftilt.objectives.ends import EndScores, weights
+from difftilt.tasks.exact.two_cells import TwoCells
 
 
 def scores_of(
@@ -23,50 +23,6 @@ def scores_of(
 
 def randn(count: int, seed: int) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class TwoCells:
-    """Every set of K states in two equally likely cells, log r = β with chance a or b, else 0.
-
-    Sets that differ by the order of their rows are enumerated once.
-    """
-
-    def __init__(self, beta: float, a: float, b: float, count: int) -> None:
-        self.chances = (a, b)
-        self.exact = math.log1p(b * math.expm1(beta)) - math.log1p(a * math.expm1(beta))
-        self.log_z = math.log1p(0.5 * (a + b) * math.expm1(beta))
-        cells, log_r, probability = [], [], []
-        for first in range(count + 1):
-            second = count - first
-            for i, j in itertools.product(range(first + 1), range(second + 1)):
-                cells.append([0] * first + [1] * second)
-                paid = [[1] * k + [0] * (n - k) for n, k in ((first, i), (second, j))]
-                log_r.append([beta * hit for hit in paid[0] + paid[1]])
-                chance = math.comb(count, first) * 0.5**count
-                for size, hits, p in ((first, i, a), (second, j, b)):
-                    chance *= math.comb(size, hits) * p**hits * (1 - p) ** (size - hits)
-                probability.append(chance)
-        self.cell = torch.tensor(cells).flatten()
-        self.log_r = torch.tensor(log_r, dtype=torch.float64).flatten()
-        self.group = torch.arange(len(cells)).repeat_interleave(count)
-        self.probability = torch.tensor(probability, dtype=torch.float64)[self.group]
-
-    def slope(self, gap: float, self_normalised: bool) -> float:
-        """Derivative of the expected loss by the gap of f between the cells."""
-        f = torch.tensor(gap, dtype=torch.float64, requires_grad=True)
-        log_h = torch.where(self.cell == 1, f, 0.0)
-        scores = scores_of(self.log_r, log_h, self.group, self.log_z)
-        loss = (self.probability * contrastive(scores, self_normalised)).sum()
-        (slope,) = torch.autograd.grad(loss, f)
-        return float(slope)
-
-    def optimum(self, self_normalised: bool) -> float:
-        """The gap at which the expected loss, which is convex, is least."""
-        low, high = -8.0, 8.0
-        for _ in range(30):
-            middle = 0.5 * (low + high)
-            low, high = (low, middle) if self.slope(middle, self_normalised) > 0 else (middle, high)
-        return 0.5 * (low + high)
 
 
 def test_enumeration_is_complete():
