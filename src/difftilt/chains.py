@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difftilt.denoisers import Denoiser
+from difftilt.denoisers import Denoiser, differentiable_prediction
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.transitions import Gaussian, GaussianTilt, Tilt
@@ -204,11 +204,18 @@ class Chain:
             rows: of the bound condition; default all.
             gradients: keep the graph to x. Ask ``torch.autograd.grad`` for derivatives by x: the
                 prior is frozen, and ``backward`` would reach it where its owner forgot to.
+
+        Raises:
+            InputError: a gradient is wanted, and the network cuts the graph.
         """
         self.calls.prior += x.shape[0]
         denoiser = self.denoiser.given(self._condition_of(rows))
-        with torch.set_grad_enabled(gradients):
-            return denoiser(x, self.diffusion.level(n, x))
+        level = self.diffusion.level(n, x)
+        if gradients:
+            with torch.enable_grad():
+                return differentiable_prediction(denoiser, x, level)
+        with torch.no_grad():
+            return denoiser(x, level)
 
     def law(self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor) -> Gaussian:
         """The prior's law of ``x_{n-1}`` from its prediction at ``x_n``."""

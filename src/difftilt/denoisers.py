@@ -57,6 +57,23 @@ class Denoiser(nn.Module, ABC):
         return self
 
 
+def differentiable_prediction(
+    denoiser: Denoiser, x_t: Float[Tensor, "B ..."], level: Level
+) -> Tensor:
+    """The prediction with its graph to ``x_t``.
+
+    Raises:
+        InputError: the network cut the graph.
+    """
+    prediction = denoiser(x_t, level)
+    if x_t.requires_grad and not prediction.requires_grad:
+        raise InputError(
+            "this method goes through the prior's network, whose prediction has no gradient; "
+            "let the network run without torch.no_grad, or use particles (correct='smc')"
+        )
+    return prediction
+
+
 def to_clean(
     prediction_type: str, output: Tensor, x_t: Float[Tensor, "B ..."], level: Level
 ) -> Float[Tensor, "B ..."]:

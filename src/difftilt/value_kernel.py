@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.chains import Kernel
-from difftilt.denoisers import Denoiser
+from difftilt.denoisers import Denoiser, differentiable_prediction
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.transitions import GaussianTilt
@@ -57,6 +57,7 @@ class ValueKernel(Kernel):
         self.diffusion = diffusion
         self.scale = scale
         self.beta = beta
+        self.eval()
 
     def at(self, beta: float) -> "ValueKernel":
         """The kernel of another β, with the same value.
@@ -89,7 +90,8 @@ class ValueKernel(Kernel):
         trained = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            prediction = self._prior[0].given(condition)(x, self.diffusion.level(n, x))
+            denoiser = self._prior[0].given(condition)
+            prediction = differentiable_prediction(denoiser, x, self.diffusion.level(n, x))
             log_h = self.value(x, n, prediction, condition, self.beta)
             (gradient,) = torch.autograd.grad(log_h.sum(), x, create_graph=trained)
         return gradient

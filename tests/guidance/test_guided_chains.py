@@ -17,7 +17,6 @@ from difftilt.guidance.learned import (
     ClassifierGuidance,
     OracleGuidance,
     ValueGuidance,
-    ValueKernel,
 )
 from difftilt.guidance.pseudoinverse import PiGDM
 from difftilt.guidance.reconstruction import DPS, LGDMC
@@ -35,6 +34,7 @@ from difftilt.tasks.exact.grid25 import (
     prior25,
 )
 from difftilt.transitions import GaussianTilt
+from difftilt.value_kernel import ValueKernel
 from difftilt.values import VectorValue
 from toys import Likelihood, gaussian_chain
 

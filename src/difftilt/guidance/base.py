@@ -151,18 +151,12 @@ def differentiable_reward(log_reward: CheckedReward, x_0: Tensor, condition: Ten
 def differentiable_prediction(
     chain: Chain, x: Float[Tensor, "B ..."], n: int | Tensor, condition: Tensor | None
 ) -> Tensor:
-    """The prior's prediction at ``x_n`` with its graph; ``Chain.predict`` has none.
+    """The prior's prediction at ``x_n`` with its graph to ``x_n``.
 
     Raises:
         InputError: the network cut the graph.
     """
-    prediction = chain.denoiser.given(condition)(x, chain.diffusion.level(n, x))
-    if x.requires_grad and not prediction.requires_grad:
-        raise InputError(
-            "this guidance goes through the prior's network, whose prediction has no gradient; "
-            "let the network run without torch.no_grad, or use particles (correct='smc')"
-        )
-    return prediction
+    return chain.given(condition).predict(x, n, gradients=True)
 
 
 def clean_prediction(

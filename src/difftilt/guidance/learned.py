@@ -2,23 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from difftilt.chains import Chain, Kernel
+from difftilt.chains import Chain
 from difftilt.guidance.base import (
     Guidance,
     GuidedKernel,
     check_scale,
-    differentiable_prediction,
-    gradient_of,
 )
 from difftilt.reward_contract import LogReward
 from difftilt.rewards import ClassifierReward
-from difftilt.transitions import GaussianTilt
+from difftilt.value_kernel import ValueKernel
 from difftilt.values import Value
 
 
@@ -81,50 +78,8 @@ class ValueGuidance(Guidance):
     def __post_init__(self) -> None:
         check_scale(self.scale)
 
-    def kernel(self, chain: Chain, log_reward: LogReward, beta: float = 1.0) -> "ValueKernel":
-        return ValueKernel(chain, self.value, beta, self.scale)
-
-
-@final
-class ValueKernel(Kernel):
-    """``δ_n = scale · std_n · ∇ log h_n(x_n)`` of a value that is part of this module.
-
-    Its parameters are trained and saved with the kernel, the prior's are not; where gradients are
-    enabled the drift keeps its graph to them.
-
-    Arguments:
-        chain: the prior.
-        value: ``log h``.
-        beta: β that the value is told.
-        scale: of the drift.
-    """
-
-    def __init__(self, chain: Chain, value: Value, beta: float = 1.0, scale: float = 1.0) -> None:
-        super().__init__()
-        self.chain = chain.prior
-        self.value = value
-        self.beta = beta
-        self.scale = scale
-        self.eval()
-
-    def forward(
-        self,
-        x: Float[Tensor, "B ..."],
-        n: int | Int[Tensor, " B"],
-        prediction: Tensor,
-        condition: Tensor | None,
-    ) -> GaussianTilt:
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        gradient = gradient_of(self.log_h, x, n, condition, create_graph=trained)
-        std = self.chain.law(prediction.detach(), x.detach(), n).std
-        return GaussianTilt(self.scale * std * gradient)
-
-    def log_h(
-        self, x: Float[Tensor, "B ..."], n: int | Tensor, condition: Tensor | None
-    ) -> Float[Tensor, " B"]:
-        """The value at states, the prior's prediction worked out with its graph."""
-        prediction = differentiable_prediction(self.chain, x, n, condition)
-        return self.value(x, n, prediction, condition, self.beta)
+    def kernel(self, chain: Chain, log_reward: LogReward, beta: float = 1.0) -> ValueKernel:
+        return ValueKernel(self.value, chain.denoiser, chain.diffusion, self.scale, beta)
 
 
 @dataclass(frozen=True)
