@@ -49,6 +49,7 @@ DEFAULT_CALLS = 5_000_000
 SYSTEMS_JUDGED = 10_000
 
 GAUSSIAN = replace(PERCEPTRON, components=1)
+SHIFTED = replace(GAUSSIAN, learned_variance=False)
 ON_POLICY = BehaviourWeights(on_policy=1.0, pool=0.0)
 
 
@@ -260,7 +261,7 @@ def _end_methods() -> dict[str, Method]:
         ),
         "rgdm_paper": Method(
             "RGDM, paper-like: a pay-off at the noisy state within a radius",
-            by_itself(RGDM("reward"), PERCEPTRON),
+            by_itself(RGDM("reward"), SHIFTED),
             False,
         ),
         "rgdm": Method(
@@ -276,17 +277,20 @@ def _end_methods() -> dict[str, Method]:
 
 
 def _pathwise_methods() -> dict[str, Method]:
-    fixed = replace(GAUSSIAN, learned_variance=False)
     return {
         "kl_control": Method("KL control by back-propagation (CTRL)", by_itself(KLControl())),
         "align_prop": Method(
-            "AlignProp: the reward alone, randomly truncated", by_itself(AlignProp()), False
+            "AlignProp: the reward alone, randomly truncated",
+            by_itself(AlignProp(), SHIFTED),
+            False,
         ),
         "draft": Method(
-            "DRaFT-1: the reward alone, the last step's gradient", by_itself(DRaFT(1)), False
+            "DRaFT-1: the reward alone, the last step's gradient",
+            by_itself(DRaFT(1), SHIFTED),
+            False,
         ),
         "adjoint_matching": Method(
-            "adjoint matching, the prior's variance", by_itself(AdjointMatching(), fixed)
+            "adjoint matching, the prior's variance", by_itself(AdjointMatching(), SHIFTED)
         ),
     }
 
