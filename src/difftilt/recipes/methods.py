@@ -220,6 +220,10 @@ def _ablations() -> dict[str, Method]:
 def _trained_methods() -> dict[str, Method]:
     return {
         "rtb": Method("RTB: mixture kernel K = 4, pooled warm start, Muon", trained()),
+        "rtb_gaussian": Method(
+            "RTB on its own paths, one Gaussian per step (targets of one mode)",
+            trained(lambda plan: replace(plan, warm_start=0.0, behaviour=ON_POLICY), GAUSSIAN),
+        ),
         "weighted_likelihood": Method("the warm start's objective for the whole time", _weighted()),
         "detailed_balance": Method(
             "RTB's recipe with the balance of single steps", balanced(DetailedBalance(4.0))
