@@ -7,16 +7,19 @@ import itertools
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from difftilt.errors import InputError
+from difftilt.objectives.base import kinds
 from difftilt.recipes import run as runs
 from difftilt.recipes.catalogue import RECIPES, recipe_summaries
 from difftilt.report.page import write_report
 from difftilt.report.tables import render_table
+from difftilt.training.plan import suited
 
 Result = TypeVar("Result")
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -66,17 +69,35 @@ def _recipe_type(words: list[str], command: str) -> tuple[type, list[str]]:
     return RECIPES[words[0]], words[1:]
 
 
+def _with_objective(kind: type, words: list[str]) -> tuple[Any, list[str]]:
+    """The recipe's defaults with the objective that ``--objective NAME`` names, and other words."""
+    default = kind()
+    if "--objective" not in words:
+        return default, words
+    where = words.index("--objective")
+    known, name = kinds(), "".join(words[where + 1 : where + 2])
+    if name not in known:
+        raise InputError(f"unknown objective {name!r}; choose one of {', '.join(sorted(known))}")
+    objective = known[name]()
+    training = replace(default.training, **suited(objective), objective=objective)
+    return replace(default, training=training), words[:where] + words[where + 2 :]
+
+
 def train(words: list[str], command: list[str]) -> None:
-    """``difftilt train RECIPE [--out FOLDER] [--resume] [--dry-run] ...``."""
+    """``difftilt train RECIPE [--objective NAME] [--out FOLDER] [--resume] [--dry-run] ...``."""
     kind, rest = _recipe_type(words, "train")
+    default, rest = _with_objective(kind, rest)
 
     def options(
-        recipe: Annotated[kind, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        recipe: Annotated[kind, tyro.conf.arg(name="")] = default,  # type: ignore[valid-type]
         out: Path | None = None,
         resume: bool = False,
         dry_run: bool = False,
     ) -> tuple[Any, Path | None, bool, bool]:
         """Train a posterior from a recipe.
+
+        --objective NAME (KLControl, CEP, ...) takes another objective than relative trajectory
+        balance, with the paths that it asks for.
 
         Args:
             recipe: the recipe's own options.

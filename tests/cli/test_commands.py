@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 import difftilt
 from difftilt.cli import COMMANDS
-from difftilt.recipes.exact import FIGURES
+from difftilt.objectives.pathwise import KLControl
+from difftilt.recipes.base import from_config
+from difftilt.recipes.exact import FIGURES, Exact
 
 FILES = [
     "config.json",
@@ -323,3 +325,21 @@ def test_a_reader_that_leaves_is_no_error(child):
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == 1
+
+
+def test_another_objective_by_its_name(difftilt_command):
+    """Its own options and the paths it asks for come with it; the saved name finds it again."""
+    words = "train exact --objective KLControl --training.objective.truncation random --dry-run"
+    ended = difftilt_command(*words.split())
+    assert ended.code == 0, ended.err
+    config = json.loads(ended.out)["config"]
+    assert config["training"]["objective"]["name"] == "KLControl"
+    assert config["training"]["objective"]["truncation"] == "random"
+    assert config["training"]["warm_start"] == 0
+    again = from_config(Exact, config)
+    assert again.training.objective == KLControl(truncation="random")
+
+
+def test_an_unknown_objective_is_named(refused):
+    said = refused("train", "exact", "--objective", "Nope")
+    assert said.startswith("unknown objective 'Nope'; choose one of AdjointMatching, AdvantageWe")

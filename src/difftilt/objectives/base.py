@@ -11,6 +11,8 @@ Objectives differ in how they see the network, and there are three doors:
 An objective never sees a network, a chain or a modality; a door knows no objective by name.
 """
 
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -147,7 +149,10 @@ class PathObjective(Objective):
 
 
 def kinds() -> dict[str, type[Objective]]:
-    """Every concrete objective by its class name."""
+    """Every concrete objective of this package by its class name."""
+    package = importlib.import_module("difftilt.objectives")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
     found: dict[str, type[Objective]] = {}
     waiting = [Objective]
     while waiting:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from difftilt.forms import DriftNet, Form, FullCopy, LoRA, Perceptron
+from difftilt.forms import DriftNet, Form, FullCopy, LoRA, Perceptron, ValueGuided
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class FormChoice:
 
     Arguments:
         kind: "auto" (a perceptron for small vectors, else a full copy), "full_copy", "lora",
-            "drift" (an additive net of the prior's class) or "perceptron".
+            "drift" (an additive net of the prior's class), "perceptron", or "value_guided" (what
+            CEP trains).
         rank: of LoRA adapters.
         targets: layers that get adapters: "attention" or "all".
         components: Gaussians per step of a perceptron's kernel.
@@ -22,7 +23,7 @@ class FormChoice:
         shrink: a drift net has the prior's channels divided by this.
     """
 
-    kind: Literal["auto", "full_copy", "lora", "drift", "perceptron"] = "auto"
+    kind: Literal["auto", "full_copy", "lora", "drift", "perceptron", "value_guided"] = "auto"
     rank: int = 16
     targets: Literal["attention", "all"] = "attention"
     components: int = 4
@@ -43,4 +44,6 @@ class FormChoice:
             return Perceptron(
                 self.components, self.learned_variance, self.width, frequencies=self.frequencies
             )
+        if self.kind == "value_guided":
+            return ValueGuided(width=self.width, frequencies=self.frequencies)
         return None
