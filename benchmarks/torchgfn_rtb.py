@@ -225,8 +225,8 @@ class Peer:
 
         @torch.no_grad()
         def distance() -> float:
-            states = self.sampler.sample_terminating_states(self.env, n=5000)
-            return mode_distance(states.tensor[:, :-1])
+            drawn = self.sampler.sample_trajectories(self.env, n=5000, save_logprobs=False)
+            return mode_distance(drawn.terminating_states.tensor[:, :-1])
 
         return until_wanted(self.update, distance, seconds, every=25)
 
