@@ -15,7 +15,14 @@ from difftilt.objectives.pathwise import (
 )
 
 ROWS = 6
-EVERY = [KLControl(), KLControl("random"), AlignProp(), AlignProp(3, 0.5), DRaFT(2), DRaFT(1, 1.0)]
+EVERY = [
+    KLControl(),
+    KLControl("random"),
+    AlignProp(),
+    AlignProp(3, kl=0.5),
+    DRaFT(2),
+    DRaFT(1, kl=1.0),
+]
 
 
 @pytest.mark.parametrize("rows", [2, 3, 21])

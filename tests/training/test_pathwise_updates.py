@@ -123,7 +123,7 @@ def test_maximisers_overshoot_the_posterior(objective: Objective):
 
 def test_a_maximiser_with_the_whole_divergence_is_kl_control():
     found = []
-    for objective in (KLControl(), AlignProp(truncation=None, kl=1.0), DRaFT(3, 1.0)):
+    for objective in (KLControl(), AlignProp(truncation=None, kl=1.0), DRaFT(3, kl=1.0)):
         state = toy_state(quick_plan(objective=objective))
         next(pathwise_updates(state, 1.0))
         found.append(torch.cat([p.grad.flatten() for p in trainable(state.chain)]))

@@ -15,7 +15,7 @@ Each needs a reward with a gradient and a Gaussian kernel (one component).
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -97,7 +97,26 @@ class KLControl(PathwiseObjective):
 
 
 @dataclass(frozen=True)
-class AlignProp(PathwiseObjective):
+class _RewardSeeking(PathwiseObjective):
+    """Maximises the reward, with a weight ``kl`` on the divergence."""
+
+    kl: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_kl(self.kl)
+
+    @property
+    def consistent(self) -> bool:
+        """No; ``kl=1`` without truncation is the one exception."""
+        return False
+
+    @property
+    def divergence_weight(self) -> float:
+        return self.kl
+
+
+@dataclass(frozen=True)
+class AlignProp(_RewardSeeking):
     """``max E_q[β log r]`` by a gradient that is cut after a random number of steps.
 
     Not consistent: it maximises the reward, and a biased gradient does so in few steps. With
@@ -114,22 +133,12 @@ class AlignProp(PathwiseObjective):
     """
 
     truncation: Literal["random"] | int | None = "random"
-    kl: float = 0.0
 
     def __post_init__(self) -> None:
         cut = self.truncation
         if cut not in (None, "random") and not (isinstance(cut, int) and cut >= 1):
             raise InputError(f"truncation={cut!r}; choose 'random', a number of steps or None")
-        _check_kl(self.kl)
-
-    @property
-    def consistent(self) -> bool:
-        """No; see above for the one exception."""
-        return False
-
-    @property
-    def divergence_weight(self) -> float:
-        return self.kl
+        super().__post_init__()
 
     def weights(self, rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
         if self.truncation is None:
@@ -139,7 +148,7 @@ class AlignProp(PathwiseObjective):
 
 
 @dataclass(frozen=True)
-class DRaFT(PathwiseObjective):
+class DRaFT(_RewardSeeking):
     """``max E_q[β log r]`` by the gradient of the last K steps alone (DRaFT-K).
 
     Not consistent: it maximises the reward. With ``kl=1`` and K = N it is ``KLControl``.
@@ -155,21 +164,11 @@ class DRaFT(PathwiseObjective):
     """
 
     last: int = 1
-    kl: float = 0.0
 
     def __post_init__(self) -> None:
         if self.last < 1:
             raise InputError(f"last={self.last}; DRaFT needs the gradient of at least 1 step")
-        _check_kl(self.kl)
-
-    @property
-    def consistent(self) -> bool:
-        """No; see above for the one exception."""
-        return False
-
-    @property
-    def divergence_weight(self) -> float:
-        return self.kl
+        super().__post_init__()
 
     def weights(self, rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
         return suffix_weights(rows, self.last)
