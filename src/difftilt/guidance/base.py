@@ -148,22 +148,11 @@ def differentiable_reward(log_reward: CheckedReward, x_0: Tensor, condition: Ten
         raise InputError(NOT_DIFFERENTIABLE) from error
 
 
-def differentiable_prediction(
-    chain: Chain, x: Float[Tensor, "B ..."], n: int | Tensor, condition: Tensor | None
-) -> Tensor:
-    """The prior's prediction at ``x_n`` with its graph to ``x_n``.
-
-    Raises:
-        InputError: the network cut the graph.
-    """
-    return chain.given(condition).predict(x, n, gradients=True)
-
-
 def clean_prediction(
     chain: Chain, x: Float[Tensor, "B ..."], n: int | Tensor, condition: Tensor | None
 ) -> Float[Tensor, "B ..."]:
     """``x̂_0(x_n)`` as the chain's kernels use it: without variance channels, and clipped."""
-    clean = differentiable_prediction(chain, x, n, condition)[:, : x.shape[1]]
+    clean = chain.given(condition).predict(x, n, gradients=True)[:, : x.shape[1]]
     limit = chain.diffusion.clip
     return clean if limit is None else clean.clamp(-limit, limit)
 
