@@ -111,6 +111,9 @@ class Counted(Noise):
     def uniform(self, like: Tensor) -> Tensor:
         return torch.full((len(like),), 0.5, dtype=like.dtype)
 
+    def uniforms(self, like: Tensor) -> Tensor:
+        return torch.full(like.shape, 0.5, dtype=torch.float64)
+
 
 @pytest.mark.parametrize("widen", [1.0, 2.0])
 def test_a_rollout_is_its_recursion(widen: float):

@@ -81,7 +81,7 @@ def pull_back(
             adjoint = _pulled(bound, part, n, adjoint, (weight, cost))
         if last == len(steps) and chain.initial is not None:
             tilt = chain.initial(part.batch)
-            law = chain.diffusion.base(part.states[-1])
+            law = chain.gaussian.base(part.states[-1])
             eps = law.standardise(part.states[-1])
             step = _Step(tilt, law, eps, None, _trained(chain.initial), float(weights[-1]))
             step.pull(adjoint, cost)
@@ -128,7 +128,7 @@ def match_lean_adjoint(
                 loss = loss + _matched(tilt.delta, law.std * adjoint, chain.kernel, weight)
             adjoint = adjoint_above
         if chain.initial is not None:
-            std = chain.diffusion.base(part.states[-1]).std
+            std = chain.gaussian.base(part.states[-1]).std
             delta = chain.initial(part.batch).delta
             loss = loss + _matched(delta, std * adjoint, chain.initial, float(weights[-1]))
         losses.append(loss)
@@ -160,8 +160,8 @@ def _pulled(
     x = path.states[n].detach().requires_grad_()
     with torch.enable_grad():
         prediction = chain.predict(x, n, gradients=True)
-        law = chain.law(prediction, x, n)
-        if not chain.diffusion.has_density(n):
+        law = chain.gaussian.reverse(prediction, x, n)
+        if not chain.gaussian.has_density(n):
             return torch.autograd.grad((adjoint * law.mean).sum(), x)[0]
         tilt = _gaussian(chain.tilt(x, n, prediction))
         eps = law.standardise(path.states[n - 1])
@@ -233,8 +233,8 @@ def _lean_step(
     """The prior's law, the posterior's tilt (None for a map) and ``ã_n`` from ``ã_{n-1}``."""
     with torch.enable_grad():
         prediction = chain.predict(x, n, gradients=True)
-        law = chain.law(prediction, x, n)
-        if not chain.diffusion.has_density(n):
+        law = chain.gaussian.reverse(prediction, x, n)
+        if not chain.gaussian.has_density(n):
             return law, None, torch.autograd.grad((adjoint * law.mean).sum(), x)[0]
         landed = law.at(law.standardise(path.states[n - 1]).detach())
         (above,) = torch.autograd.grad((adjoint * landed).sum(), x)

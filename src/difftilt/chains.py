@@ -19,9 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from difftilt.denoisers import Denoiser, differentiable_prediction
+from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
-from difftilt.transitions import Gaussian, GaussianTilt, Tilt
+from difftilt.noise import Noise
+from difftilt.transitions import GaussianTilt, Tilt, Transition
 
 
 class Kernel(nn.Module, ABC):
@@ -46,6 +48,17 @@ class Kernel(nn.Module, ABC):
             prediction: the prior's clean prediction at x_n.
             condition: (B, ...) or None.
         """
+
+    def planned(
+        self,
+        x: Tensor,
+        n: int,
+        condition: Tensor | None,
+        diffusion: Diffusion,
+        noise: Noise,
+    ) -> Tensor:
+        """``x_n`` with what is decided of step n before the networks predict; the prior's way."""
+        return diffusion.planned(x, n, noise)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: dropout would make the ratio of a path a random number."""
@@ -153,7 +166,7 @@ class Chain:
     """
 
     denoiser: Denoiser
-    diffusion: GaussianDiffusion
+    diffusion: Diffusion
     event_shape: tuple[int, ...]
     kernel: Kernel | None = None
     initial: InitialTilt | None = None
@@ -165,6 +178,20 @@ class Chain:
     def steps(self) -> int:
         """Number of steps N."""
         return self.diffusion.steps
+
+    @property
+    def gaussian(self) -> GaussianDiffusion:
+        """The diffusion, for methods that need means, variances or gradients of states.
+
+        Raises:
+            InputError: the states are no vectors of numbers.
+        """
+        if not isinstance(self.diffusion, GaussianDiffusion):
+            raise InputError(
+                "this method moves continuous states, but the chain's are tokens; use an objective "
+                "of path log-ratios (RTB) or of ends (RewardWeighted), or particles"
+            )
+        return self.diffusion
 
     @property
     def density_steps(self) -> list[int]:
@@ -208,7 +235,7 @@ class Chain:
         Raises:
             InputError: a gradient is wanted, and the network cuts the graph.
         """
-        self.calls.prior += x.shape[0]
+        self.calls.prior += self.diffusion.calls(x, n)
         denoiser = self.denoiser.given(self._condition_of(rows))
         level = self.diffusion.level(n, x)
         if gradients:
@@ -217,7 +244,11 @@ class Chain:
         with torch.no_grad():
             return denoiser(x, level)
 
-    def law(self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor) -> Gaussian:
+    def base(self, batch: int) -> Transition:
+        """The law of ``x_N`` of ``batch`` samples; a bound condition has as many rows."""
+        return self.diffusion.base(self.empty(batch), self.condition)
+
+    def law(self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor) -> Transition:
         """The prior's law of ``x_{n-1}`` from its prediction at ``x_n``."""
         return self.diffusion.reverse(prediction, x, n)
 
@@ -225,11 +256,17 @@ class Chain:
         """The posterior's tilt of step n, or None for a prior."""
         if self.kernel is None:
             return None
-        self.calls.posterior += x.shape[0]
+        self.calls.posterior += self.diffusion.calls(x, n)
         return self.kernel(x, n, prediction, self._condition_of(rows))
 
     def _condition_of(self, rows: Tensor | None) -> Tensor | None:
         return self.condition if rows is None or self.condition is None else self.condition[rows]
+
+    def planned(self, x: Tensor, n: int, noise: Noise) -> Tensor:
+        """``x_n`` with what is decided of step n before the networks predict."""
+        if self.kernel is not None:
+            return self.kernel.planned(x, n, self.condition, self.diffusion, noise)
+        return self.diffusion.planned(x, n, noise)
 
     def empty(self, batch: int) -> Float[Tensor, "B ..."]:
         """A tensor (B, *event) of the chain's dtype and device."""

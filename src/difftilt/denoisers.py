@@ -17,6 +17,7 @@ Conditions are bound, not threaded: ``denoiser.given(condition)`` is a denoiser.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -49,11 +50,19 @@ class Denoiser(nn.Module, ABC):
     """``(x_t, level) -> prediction of the clean x``."""
 
     @abstractmethod
-    def forward(self, x_t: Float[Tensor, "B ..."], level: Level) -> Float[Tensor, "B ..."]:
-        """Prediction of ``x_0``, same shape as ``x_t`` (twice the channels for a learned range)."""
+    def forward(self, x_t: Shaped[Tensor, "B ..."], level: Any) -> Float[Tensor, "B ..."]:
+        """Prediction of ``x_0`` at a level of the chain's diffusion.
+
+        Of the shape of ``x_t`` (twice the channels for a learned range); for tokens,
+        log-probabilities (B, P, V) of the positions that the step reveals.
+        """
 
     def given(self, condition: Tensor | None) -> "Denoiser":
         """This denoiser with a condition (B, ...) bound; unconditional ones return self."""
+        return self
+
+    def informed(self) -> "Denoiser":
+        """This denoiser as a posterior's: it may read all of a condition."""
         return self
 
 

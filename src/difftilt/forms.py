@@ -128,7 +128,7 @@ class ValueGuided:
         value = value.to(dtype=chain.like.dtype, device=chain.like.device)
         # The target's own β is set by who knows it (``ValueKernel.at``).
         beta = 1.0 if self.largest_beta is None else self.largest_beta
-        return ValueKernel(value, chain.denoiser, chain.diffusion, self.scale, beta)
+        return ValueKernel(value, chain.denoiser, chain.gaussian, self.scale, beta)
 
 
 Form = FullCopy | LoRA | DriftNet | Perceptron | ValueGuided

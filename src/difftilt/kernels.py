@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from difftilt.chains import Chain, Kernel
 from difftilt.denoisers import Denoiser
+from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.models.labels import label_code
@@ -107,7 +108,7 @@ class DenoiserKernel(Kernel):
     """
 
     def __init__(
-        self, denoiser: Denoiser, diffusion: GaussianDiffusion, learned_variance: bool = False
+        self, denoiser: Denoiser, diffusion: Diffusion, learned_variance: bool = False
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -126,6 +127,7 @@ class DenoiserKernel(Kernel):
         tilt = self.diffusion.tilt_between(own, prediction, x, n)
         if self.log_scale is None:
             return tilt
+        assert isinstance(tilt, GaussianTilt)
         log_scale = rows_of(self.log_scale, n, x).expand_as(tilt.delta)
         if tilt.log_scale is not None:
             log_scale = log_scale + tilt.log_scale
@@ -139,7 +141,7 @@ def full_copy(chain: Chain, learned_variance: bool = False) -> DenoiserKernel:
         chain: the prior.
         learned_variance: learn one log-scale per step (not exportable to plain diffusers).
     """
-    denoiser = copy.deepcopy(chain.denoiser).requires_grad_(True)
+    denoiser = copy.deepcopy(chain.denoiser).informed().requires_grad_(True)
     return DenoiserKernel(denoiser, chain.diffusion, learned_variance)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 
@@ -23,6 +23,10 @@ class Noise(ABC):
     @abstractmethod
     def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         """Uniforms on [0, 1), one per sample."""
+
+    @abstractmethod
+    def uniforms(self, like: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Uniforms on [0, 1) of the shape and device of ``like``, in float64."""
 
     def of(self, chosen: Bool[Tensor, " S"]) -> "Noise":
         """The source of some of a batch's streams; one source without streams serves all."""
@@ -43,6 +47,11 @@ class GeneratorNoise(Noise):
     def uniform(self, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         return torch.rand(
             like.shape[0], dtype=like.dtype, device=like.device, generator=self.generator
+        )
+
+    def uniforms(self, like: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        return torch.rand(
+            like.shape, dtype=torch.float64, device=like.device, generator=self.generator
         )
 
 
@@ -70,6 +79,11 @@ class StreamNoise(Noise):
         wide = torch.promote_types(like.dtype, torch.float32)
         drawn = torch.cat([torch.rand(shape, generator=g, dtype=wide) for g in self.streams])
         return drawn.to(dtype=like.dtype, device=like.device)
+
+    def uniforms(self, like: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        shape = (len(like) // len(self.streams), *like.shape[1:])
+        drawn = [torch.rand(shape, generator=g, dtype=torch.float64) for g in self.streams]
+        return torch.cat(drawn).to(like.device)
 
     def of(self, chosen: Bool[Tensor, " S"]) -> "StreamNoise":
         """The chosen streams, not copies of them."""

@@ -180,7 +180,9 @@ class Target:
         """
         chain = self.prior.chain
         if form is None:
-            is_small_vector = len(chain.event_shape) == 1 and chain.event_shape[0] <= 64
+            continuous = isinstance(chain.diffusion, GaussianDiffusion)
+            small = len(chain.event_shape) == 1 and chain.event_shape[0] <= 64
+            is_small_vector = continuous and small
             form = Perceptron() if is_small_vector else FullCopy()
         first = InitialTilt(chain.event_shape) if initial else None
         if not chain.density_steps:

@@ -2,7 +2,6 @@
 
 * ``rollout``: paths of a chain, with their log-ratio to its prior;
 * ``bridge``: a given ``x_0`` noised to a path;
-* ``noised_pairs``: a given ``x_0`` noised to one step;
 * ``back_and_forth``: a given ``x_0`` noised part of the way and denoised again.
 """
 
@@ -10,13 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise, Noise
-from difftilt.transitions import Gaussian, Tilt, rows_of
+from difftilt.transitions import Tilt, Transition
 
 Ratio = bool | Literal["differentiable"]
 """Whether a rollout works out Λ, and whether Λ keeps its gradient."""
@@ -60,7 +59,7 @@ def rollout(
         the paths; ``log_ratio`` is ``Σ_n log q/p`` of the chain itself.
     """
     noise = GeneratorNoise() if noise is None else noise
-    base = chain.diffusion.base(chain.empty(batch))
+    base = chain.base(batch)
     drawing = _Drawing(widen, record, ratio)
     with torch.set_grad_enabled(drawing.graph):
         tilt = None if chain.initial is None else chain.initial(batch)
@@ -73,36 +72,37 @@ def _descend(
     chain: Chain, x: Tensor, start: int, gains: list[Tensor], noise: Noise, drawing: _Drawing
 ) -> Path:
     """Run the steps ``start ... 1`` from x at level ``start``; ``gains`` is what Λ has so far."""
-    states, predictions = [x], []
+    states, predictions = [], []
     for n in range(start, 0, -1):
+        x = chain.planned(x, n, noise)
         prediction = chain.predict(x, n)
         law = chain.law(prediction, x, n)
+        if drawing.record:
+            states.append(x)
         if chain.diffusion.has_density(n):
             with torch.set_grad_enabled(drawing.graph):
                 tilt = chain.tilt(x, n, prediction)
             x, gain = _step(law, tilt, noise, drawing)
             gains += gain
         else:
-            x = law.mean
+            x = law.landing
         if drawing.record:
-            states.append(x)
-            predictions.append(prediction)
+            predictions.append(chain.diffusion.kept(prediction, law, x))
     with torch.set_grad_enabled(drawing.graph):
-        total = torch.stack(gains).sum(0) if gains else x.new_zeros(len(x))
+        total = torch.stack(gains).sum(0) if gains else chain.like.new_zeros(len(x))
     log_ratio = total if drawing.ratio else None
     if not drawing.record:
         return Path(x[None], None, log_ratio, chain.condition)
-    states, predictions = torch.stack(states[::-1]), torch.stack(predictions[::-1])
+    states, predictions = torch.stack([*states, x][::-1]), torch.stack(predictions[::-1])
     return Path(states, predictions, log_ratio, chain.condition)
 
 
 def _step(
-    law: Gaussian, tilt: Tilt | None, noise: Noise, drawing: _Drawing
+    law: Transition, tilt: Tilt | None, noise: Noise, drawing: _Drawing
 ) -> tuple[Tensor, list[Tensor]]:
     """The next state, and what the step adds to Λ (nothing for a prior, or if not asked for)."""
     if tilt is None:
-        eps = noise.normal(law.mean)
-        return law.at(eps if drawing.widen == 1.0 else eps * drawing.widen), []
+        return law.at(law.draw(noise, drawing.widen)), []
     eps = tilt.draw(noise, drawing.widen)
     x = law.at(eps)
     if not drawing.ratio:
@@ -112,28 +112,9 @@ def _step(
 
 
 @torch.no_grad()
-def noised(chain: Chain, x_0: Float[Tensor, "B ..."], upto: int, noise: Noise) -> list[Tensor]:
+def noised(chain: Chain, x_0: Shaped[Tensor, "B ..."], upto: int, noise: Noise) -> list[Tensor]:
     """States ``x_0, x_1, ..., x_upto`` of the forward process started at data."""
-    states = [x_0]
-    for n in range(1, upto + 1):
-        law = chain.diffusion.forward_step(states[-1], n)
-        states.append(law.at(noise.normal(x_0)))
-    return states
-
-
-@torch.no_grad()
-def noised_pairs(
-    chain: Chain, x_0: Float[Tensor, "R ..."], n: Int[Tensor, " R"], noise: Noise
-) -> tuple[Tensor, Tensor]:
-    """``(x_n, x_{n-1})`` of the forward process started at each end, one step n for each."""
-    alpha, sigma = (t.to(x_0) for t in (chain.diffusion.levels.alpha, chain.diffusion.levels.sigma))
-    a_n, a_s, s_n, s_s = (rows_of(t, k, x_0) for t in (alpha, sigma) for k in (n, n - 1))
-    from_data = a_s / alpha[0]
-    spread = (s_s**2 - (from_data * sigma[0]) ** 2).clamp(min=0).sqrt()
-    landed = torch.addcmul(from_data * x_0, noise.normal(x_0), spread)
-    ratio = a_n / a_s
-    added = (s_n**2 - (ratio * s_s) ** 2).clamp(min=0).sqrt()
-    return torch.addcmul(ratio * landed, noise.normal(x_0), added), landed
+    return chain.diffusion.noised(x_0, upto, noise, chain.condition)
 
 
 @torch.no_grad()
@@ -148,9 +129,11 @@ def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None
     states = noised(chain, x_0, chain.steps, noise)
     predictions = []
     for n in range(chain.steps, 0, -1):
-        predictions.append(chain.predict(states[n], n))
+        prediction = chain.predict(states[n], n)
+        law = chain.law(prediction, states[n], n)
         if not chain.diffusion.has_density(n):
-            states[n - 1] = chain.law(predictions[-1], states[n], n).mean
+            states[n - 1] = law.landing
+        predictions.append(chain.diffusion.kept(prediction, law, states[n - 1]))
     return Path(torch.stack(states), torch.stack(predictions[::-1]), None, chain.condition)
 
 
@@ -168,7 +151,13 @@ def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise:
     above = noised(chain, x_0, chain.steps, noise)
     below = _descend(chain, above[level], level, [], noise, _Drawing(ratio=False))
     assert below.predictions is not None
-    upper = [chain.predict(above[n], n) for n in range(level + 1, chain.steps + 1)]
+    upper = [_kept(chain, above[n], above[n - 1], n) for n in range(level + 1, chain.steps + 1)]
     predictions = torch.cat([below.predictions, torch.stack(upper)]) if upper else below.predictions
     states = torch.cat([below.states, torch.stack(above[level + 1 :])]) if upper else below.states
     return Path(states, predictions, None, chain.condition)
+
+
+def _kept(chain: Chain, x: Tensor, landed: Tensor, n: int) -> Tensor:
+    """What a path keeps of the prior's prediction of one of its steps."""
+    prediction = chain.predict(x, n)
+    return chain.diffusion.kept(prediction, chain.law(prediction, x, n), landed)

@@ -51,7 +51,7 @@ def step_scores(
     Raises:
         InputError: ``divergence`` of a mixture kernel, which has no closed form.
     """
-    rows, zero = len(chain.density_steps) + 1, path.states.new_zeros(path.batch)
+    rows, zero = len(chain.density_steps) + 1, chain.like.new_zeros(path.batch)
     ratios, divergences = [zero.repeat(rows - 1)], [zero.repeat(rows - 1)]
     if chain.kernel is not None:
         bound, every = _bound(chain, path), _all_rows(chain, path)
@@ -204,7 +204,7 @@ def _bound(chain: Chain, path: Path) -> Chain:
 
 def _initial_eps(chain: Chain, path: Path) -> Tensor:
     top = path.states[-1]
-    return chain.diffusion.base(top).standardise(top)
+    return chain.diffusion.base(top, path.condition).standardise(top)
 
 
 def _chunks(total: int, chunk: int | None) -> Iterator[slice]:

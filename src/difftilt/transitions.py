@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,8 +28,33 @@ from difftilt.noise import Noise
 LOG_2_PI = math.log(2 * math.pi)
 
 
+class Transition(ABC):
+    """The prior's law of one step, in coordinates ``eps`` in which posteriors are written."""
+
+    @abstractmethod
+    def draw(self, noise: Noise, widen: float = 1.0) -> Tensor:
+        """``eps`` of the prior, its spread multiplied by ``widen``."""
+
+    @abstractmethod
+    def at(self, eps: Tensor) -> Shaped[Tensor, "B ..."]:
+        """The state at coordinates ``eps``."""
+
+    @abstractmethod
+    def standardise(self, x: Shaped[Tensor, "B ..."]) -> Tensor:
+        """The coordinates of a state: the inverse of ``at``."""
+
+    @abstractmethod
+    def log_prob(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        """Log-density in nats, summed over the event."""
+
+    @property
+    @abstractmethod
+    def landing(self) -> Shaped[Tensor, "B ..."]:
+        """Where a step without density lands."""
+
+
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Transition):
     """``N(mean, std² I)`` of one step; ``std`` broadcasts over the event.
 
     A step whose std is zero is a map, not a law: chains never ask for its density.
@@ -37,6 +62,14 @@ class Gaussian:
 
     mean: Float[Tensor, "B ..."]
     std: Tensor
+
+    @property
+    def landing(self) -> Float[Tensor, "B ..."]:
+        return self.mean
+
+    def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
+        eps = noise.normal(self.mean)
+        return eps if widen == 1.0 else eps * widen
 
     def at(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """The state at standardised coordinates ``eps``: ``mean + std eps``."""
@@ -47,25 +80,24 @@ class Gaussian:
         return (x - self.mean) / self.std
 
     def log_prob(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-        """Log-density in nats, summed over the event."""
         std = torch.as_tensor(self.std, dtype=x.dtype, device=x.device).expand_as(x)
         return sum_event(-0.5 * self.standardise(x) ** 2 - std.log() - 0.5 * LOG_2_PI)
 
 
 class Tilt(ABC):
-    """A law of ``eps`` that replaces the prior's ``N(0, I)`` at one step."""
+    """A law of ``eps`` that replaces the prior's at one step."""
 
     @abstractmethod
-    def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
-        """``eps`` (B, *event) from the tilt, its scale multiplied by ``widen``."""
+    def draw(self, noise: Noise, widen: float = 1.0) -> Shaped[Tensor, "B ..."]:
+        """``eps`` from the tilt, its spread multiplied by ``widen``."""
 
     @abstractmethod
-    def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-        """``log q(eps) - log N(eps; 0, I)``, nats summed over the event."""
+    def log_ratio(self, eps: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        """``log q(eps) - log p(eps)``, nats summed over the event."""
 
     @abstractmethod
     def divergence(self) -> Float[Tensor, " B"]:
-        """``KL(q ‖ N(0, I))``, nats summed over the event.
+        """``KL(q ‖ p)``, nats summed over the event.
 
         Raises:
             InputError: it has no closed form.

@@ -27,6 +27,9 @@ class Digits(Noise):
     def normal(self, like: Tensor) -> Tensor:
         raise AssertionError("the coins take uniforms alone")
 
+    def uniforms(self, like: Tensor) -> Tensor:
+        raise AssertionError("the coins take one uniform each")
+
     def of(self, chosen: Tensor) -> Noise:
         return SomeDigits(self, chosen)
 

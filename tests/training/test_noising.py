@@ -17,7 +17,7 @@ from difftilt.objectives.ends import EndObjective
 from difftilt.objectives.forward import AdvantageWeighted
 from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.posteriors import Prior
-from difftilt.rollouts import bridge, noised_pairs, rollout
+from difftilt.rollouts import bridge, rollout
 from difftilt.training import noising
 from difftilt.training.checkpoint import load_checkpoint, save_checkpoint
 from difftilt.training.noising import end_updates
@@ -57,7 +57,7 @@ def test_noised_pairs_are_pairs_of_the_bridge():
     path = bridge(chain, x_0, GeneratorNoise(generator()))
     for k in range(1, 5):
         n = torch.full((count,), k)
-        pair = torch.cat(noised_pairs(chain, x_0, n, GeneratorNoise(generator(k))), 1)
+        pair = torch.cat(chain.diffusion.noised_pairs(x_0, n, GeneratorNoise(generator(k))), 1)
         other = torch.cat([path.states[k], path.states[k - 1]], 1)
         spread = pair.std(0).clamp(min=1e-6) * math.sqrt(2 / count)
         assert bool(((pair.mean(0) - other.mean(0)).abs() <= 5 * spread).all())

@@ -127,7 +127,7 @@ def drift_unet(
     for parameter in drift.conv_out.parameters():
         nn.init.zeros_(parameter)
     nn.Module.to(drift, chain.like.device)
-    return DriftKernel(drift, chain.diffusion, call_unet, unit_input=prior.unit_input)
+    return DriftKernel(drift, chain.gaussian, call_unet, unit_input=prior.unit_input)
 
 
 def _drift_config(config: dict[str, Any], event_channels: int, shrink: int) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from difftilt.chains import Chain
-from difftilt.denoisers import Denoiser, Level
+from difftilt.denoisers import Denoiser
 from difftilt.errors import InputError, require
 from difftilt.kernels import DenoiserKernel
 from difftilt.noise import seeded
@@ -58,7 +58,7 @@ class AdaptedDenoiser(Denoiser):
         """The denoiser that carries the adapter."""
         return self._prior[0]
 
-    def forward(self, x_t: Float[Tensor, "B ..."], level: Level) -> Float[Tensor, "B ..."]:
+    def forward(self, x_t: Shaped[Tensor, "B ..."], level: Any) -> Float[Tensor, "B ..."]:
         with _switched_on(self.layers.values(), self.adapter):
             return self.prior(x_t, level)
 
@@ -106,7 +106,9 @@ def lora(
     for layer in layers.values():
         layer.train(layer.get_base_layer().training)
     _switch_off(layers.values())
-    return DenoiserKernel(AdaptedDenoiser(chain.denoiser, adapter, layers), chain.diffusion)
+    return DenoiserKernel(
+        AdaptedDenoiser(chain.denoiser.informed(), adapter, layers), chain.diffusion
+    )
 
 
 def plain_copy(network: nn.Module, adapter: str | None = None) -> nn.Module:

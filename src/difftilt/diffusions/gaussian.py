@@ -16,11 +16,13 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.denoisers import Level
+from difftilt.diffusions.base import Diffusion
 from difftilt.errors import InputError
+from difftilt.noise import Noise
 from difftilt.schedules import NoiseLevels
 from difftilt.transitions import Gaussian, GaussianTilt, rows_of
 
@@ -93,7 +95,7 @@ def implicit_tables(
     )
 
 
-class GaussianDiffusion:
+class GaussianDiffusion(Diffusion):
     """Levels, reverse kernels, and the forward process they invert.
 
     Arguments:
@@ -129,11 +131,9 @@ class GaussianDiffusion:
 
     @property
     def steps(self) -> int:
-        """Number of steps N."""
         return self.levels.steps
 
     def has_density(self, n: int) -> bool:
-        """Whether step ``n -> n - 1`` is stochastic."""
         return self._floats["std"][n] > 0
 
     def with_std(self, n: int, std: float) -> "GaussianDiffusion":
@@ -143,12 +143,12 @@ class GaussianDiffusion:
         tables = replace(self.tables, std=own)
         return GaussianDiffusion(self.levels, tables, self.clip, self.base_std, self.learned_range)
 
-    def level(self, n: int | Tensor, like: Tensor) -> Level:
-        """Level ``n`` (an int, or one per sample (B,)) in the dtype of ``like``."""
+    def level(self, n: int | Tensor, x: Tensor) -> Level:
+        """Level ``n`` (an int, or one per sample (B,)) in the dtype of ``x``."""
         if isinstance(n, int):
             return self._levels[n]
-        tables = self._tables(like)
-        return Level(tables["time"][n], *(rows_of(tables[k], n, like) for k in ("alpha", "sigma")))
+        tables = self._tables(x)
+        return Level(tables["time"][n], *(rows_of(tables[k], n, x) for k in ("alpha", "sigma")))
 
     def reverse(
         self, prediction: Float[Tensor, "B ..."], x: Float[Tensor, "B ..."], n: int | Tensor
@@ -193,10 +193,22 @@ class GaussianDiffusion:
             difference = difference + b * (other - own)
         return GaussianTilt(difference / std, log_scale)
 
-    def base(self, like: Tensor) -> Gaussian:
-        """The law of ``x_N``, on the shape of ``like``."""
+    def base(self, like: Float[Tensor, "B ..."], condition: Tensor | None = None) -> Gaussian:
         std = torch.tensor(self.base_std, dtype=like.dtype, device=like.device)
         return Gaussian(torch.zeros_like(like), std)
+
+    def noised(
+        self,
+        x_0: Float[Tensor, "B ..."],
+        upto: int,
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> list[Tensor]:
+        """States ``x_0 ... x_upto``, step by step, consistent with the levels' marginals."""
+        states = [x_0]
+        for n in range(1, upto + 1):
+            states.append(self.forward_step(states[-1], n).at(noise.normal(x_0)))
+        return states
 
     def forward_step(self, x: Float[Tensor, "B ..."], n: int) -> Gaussian:
         """The noising law of ``x_n`` given ``x_{n-1}``, consistent with the levels' marginals."""
@@ -204,6 +216,22 @@ class GaussianDiffusion:
         ratio = float(alpha[n] / alpha[n - 1])
         variance = float(sigma[n] ** 2) - ratio**2 * float(sigma[n - 1] ** 2)
         return Gaussian(ratio * x, torch.tensor(max(variance, 0.0) ** 0.5, dtype=x.dtype))
+
+    def noised_pairs(
+        self,
+        x_0: Float[Tensor, "R ..."],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (t.to(x_0) for t in (self.levels.alpha, self.levels.sigma))
+        a_n, a_s, s_n, s_s = (rows_of(t, k, x_0) for t in (alpha, sigma) for k in (n, n - 1))
+        from_data = a_s / alpha[0]
+        spread = (s_s**2 - (from_data * sigma[0]) ** 2).clamp(min=0).sqrt()
+        landed = torch.addcmul(from_data * x_0, noise.normal(x_0), spread)
+        ratio = a_n / a_s
+        added = (s_n**2 - (ratio * s_s) ** 2).clamp(min=0).sqrt()
+        return torch.addcmul(ratio * landed, noise.normal(x_0), added), landed
 
     def _clip(self, prediction: Tensor) -> Tensor:
         return prediction if self.clip is None else prediction.clamp(-self.clip, self.clip)

@@ -81,7 +81,7 @@ class GuidedKernel(Kernel):
         condition: Tensor | None,
     ) -> GaussianTilt:
         gradient = gradient_of(self.log_h, x, n, condition)
-        std = self.chain.law(prediction.detach(), x.detach(), n).std
+        std = self.chain.gaussian.reverse(prediction.detach(), x.detach(), n).std
         step = 1 / std if self.fixed_step else std
         return GaussianTilt(self.scale * step * gradient)
 
@@ -153,7 +153,7 @@ def clean_prediction(
 ) -> Float[Tensor, "B ..."]:
     """``x̂_0(x_n)`` as the chain's kernels use it: without variance channels, and clipped."""
     clean = chain.given(condition).predict(x, n, gradients=True)[:, : x.shape[1]]
-    limit = chain.diffusion.clip
+    limit = chain.gaussian.clip
     return clean if limit is None else clean.clamp(-limit, limit)
 
 
@@ -165,7 +165,7 @@ def reconstruction_variance(
     That of ``x_0``, exact for data ``N(m, data_std² I)``. A scalar, or one per sample that
     broadcasts over the event.
     """
-    level = chain.diffusion.level(n, x)
+    level = chain.gaussian.level(n, x)
     alpha, sigma = (
         torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (level.alpha, level.sigma)
     )

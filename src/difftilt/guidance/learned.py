@@ -50,7 +50,7 @@ class ClassifierGuidance(Guidance):
 
     def kernel(self, chain: Chain, log_reward: LogReward, beta: float = 1.0) -> GuidedKernel:
         def log_h(x: Tensor, n: int | Tensor, condition: Tensor | None) -> Float[Tensor, " B"]:
-            time = torch.as_tensor(chain.diffusion.level(n, x).time, dtype=x.dtype, device=x.device)
+            time = torch.as_tensor(chain.gaussian.level(n, x).time, dtype=x.dtype, device=x.device)
             told = time.reshape(-1).expand(len(x))
             log_p = ClassifierReward(lambda state: self.classifier(state, told), self.classes)
             return beta * log_p(x, condition)
@@ -79,7 +79,7 @@ class ValueGuidance(Guidance):
         check_scale(self.scale)
 
     def kernel(self, chain: Chain, log_reward: LogReward, beta: float = 1.0) -> ValueKernel:
-        return ValueKernel(self.value, chain.denoiser, chain.diffusion, self.scale, beta)
+        return ValueKernel(self.value, chain.denoiser, chain.gaussian, self.scale, beta)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import Noise
 from difftilt.smc.feynman_kac import FeynmanKac, State
-from difftilt.transitions import Gaussian, Tilt
+from difftilt.transitions import Tilt, Transition
 from difftilt.values import Value
 
 Potential = Literal["difference", "max", "sum"]
@@ -115,7 +115,9 @@ class TwistedChain(FeynmanKac):
     def start(self, particles: int) -> tuple[State, Float[Tensor, " K"]]:
         group = particles if self.group is None else self.group
         copies = group if self.together else 1
-        base = self.chain.diffusion.base(self.chain.empty(particles // copies))
+        kept = self.chain.condition
+        bound = self.chain if kept is None else self.chain.given(kept[::copies])
+        base = bound.base(particles // copies)
         tilt = None if self.chain.initial is None else self.chain.initial(particles // copies)
         x, ratio = self._drawn(base, tilt, self.chain.steps, group // copies)
         x, ratio = x.repeat_interleave(copies, 0), ratio.repeat_interleave(copies)
@@ -133,15 +135,15 @@ class TwistedChain(FeynmanKac):
             tilt, group = self.chain.tilt(x, n, prediction), self.group or len(x)
             x, ratio = self._drawn(law, tilt, n - 1, group)
         else:
-            x, ratio = self._pin(law.mean, n - 1, self.group or len(x)), torch.zeros_like(total)
+            x, ratio = self._pin(law.landing, n - 1, self.group or len(x)), torch.zeros_like(total)
         prediction, after, memory = self._look(x, n - 1, total, memory)
         return (x, prediction, after, memory), after - total - ratio
 
     def _drawn(
-        self, law: Gaussian, tilt: Tilt | None, n: int, stride: int
+        self, law: Transition, tilt: Tilt | None, n: int, stride: int
     ) -> tuple[Tensor, Float[Tensor, " R"]]:
         """States at level n and their log-ratio to the prior; every stride-th may be pinned."""
-        eps = self.noise.normal(law.mean) if tilt is None else tilt.draw(self.noise)
+        eps = (law if tilt is None else tilt).draw(self.noise)
         x = self._pin(law.at(eps), n, stride)
         if tilt is None:
             return x, x.new_zeros(len(x), dtype=torch.float64)
@@ -174,7 +176,7 @@ class TwistedChain(FeynmanKac):
             self.chain.calls.posterior += len(x)
             value = self.twist.value(x, n, prediction, self.chain.condition, self.beta)
             return value.double()
-        clean, clip = prediction[:, : x.shape[1]], self.chain.diffusion.clip
+        clean, clip = prediction[:, : x.shape[1]], self.chain.gaussian.clip
         return self._reward(clean if clip is None else clean.clamp(-clip, clip))
 
     def _reward(self, x: Tensor) -> Float[Tensor, " R"]:

@@ -42,7 +42,7 @@ def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
             "warm_start_loss='denoising' needs a posterior that is a denoiser (full_copy or lora); "
             "use warm_start_loss='likelihood'"
         )
-    levels = state.chain.diffusion.levels
+    levels = state.chain.gaussian.levels
     per_end = state.subset or state.chain.steps
     ends = path.x_0.repeat_interleave(per_end, 0)
     n = torch.randint(1, state.chain.steps + 1, (len(ends),), generator=state.generator)
@@ -55,7 +55,7 @@ def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
     losses = []
     for rows in torch.arange(len(ends)).split(state.plan.chunk):
         bound = kernel.denoiser.given(None if condition is None else condition[rows])
-        level = state.chain.diffusion.level(n[rows], ends)
+        level = state.chain.gaussian.level(n[rows], ends)
         prediction = bound(noised[rows], level)
         clean = prediction[:, : ends.shape[1]]
         loss = denoising(clean, ends[rows], sigma[rows], alpha[rows])
@@ -71,6 +71,6 @@ def _distance(state: TrainingState, x: Tensor, n: Tensor, prediction: Tensor) ->
     """``KL(q ‖ p)`` of single steps, nats: what a deviation from the prior costs a path."""
     own = state.chain.predict(x, n)
     divergence = torch.zeros(len(x))
-    kept = (state.chain.diffusion.tables.std[n] > 0).nonzero().flatten()
-    tilt = state.chain.diffusion.tilt_between(prediction[kept], own[kept], x[kept], n[kept])
+    kept = (state.chain.gaussian.tables.std[n] > 0).nonzero().flatten()
+    tilt = state.chain.gaussian.tilt_between(prediction[kept], own[kept], x[kept], n[kept])
     return divergence.index_add(0, kept, tilt.divergence())

@@ -242,7 +242,7 @@ def _ratios(state: TrainingState, paths: list[Path]) -> Tensor:
     """Λ of every path, asking the network about those alone that were drawn without it."""
     if state.warming:
         # The warm start's gradient does not depend on the value of Λ, which stays unknown.
-        return torch.cat([path.states.new_zeros(path.batch) for path in paths])
+        return torch.cat([state.chain.like.new_zeros(path.batch) for path in paths])
     chain, chunk = state.chain, state.plan.chunk
     known = [log_ratio(chain, p, chunk) if p.log_ratio is None else p.log_ratio for p in paths]
     return torch.cat(known)

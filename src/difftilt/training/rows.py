@@ -3,15 +3,15 @@
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from difftilt._ops import over_event
 from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.objectives.ends import EndObjective, Landings
-from difftilt.rollouts import noised_pairs
+from difftilt.objectives.ends import EndObjective
+from difftilt.transitions import Gaussian, Transition
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,37 @@ def draw_rows(source: RowDrawing, subset: int | None, beta: float) -> Rows:
     group = (sets + (int(sets.max()) + 1) * draw).flatten()
     n = n.flatten()
     if objective.states_from == "forward":
-        x, landed = noised_pairs(source.chain, path.x_0[which], n, source.noise)
-        prediction = _predicted(source, x, n, which)
+        condition = None if path.condition is None else path.condition[which]
+        forward = source.chain.diffusion.noised_pairs
+        x, landed = forward(path.x_0[which], n, source.noise, condition)
+        prediction = _predicted(source, (x, landed), n, which)
     else:
         x, landed = path.states[n, which], path.states[n - 1, which]
         kept = path.predictions
-        prediction = _predicted(source, x, n, which) if kept is None else kept[n - 1, which]
+        prediction = (
+            _predicted(source, (x, landed), n, which) if kept is None else kept[n - 1, which]
+        )
     eps = None
     if "log_ratio" in objective.needs:
         law = source.chain.law(prediction, x, n)
-        eps = _landings(objective.landings, law.standardise(landed), law.std, source.noise)
-    return Rows(n, which, group, x, prediction, torch.full((len(n),), beta).to(x), eps)
+        eps = _landings(source, law, law.standardise(landed))
+    betas = source.chain.like.new_full((len(n),), beta)
+    return Rows(n, which, group, x, prediction, betas, eps)
 
 
-def _predicted(source: RowDrawing, x: Tensor, n: Tensor, which: Tensor) -> Tensor:
-    chain = source.chain
-    parts = torch.arange(len(n)).split(source.chunk)
-    return torch.cat([chain.predict(x[rows], n[rows], which[rows]) for rows in parts])
+def _predicted(source: RowDrawing, ends: tuple[Tensor, Tensor], n: Tensor, which: Tensor) -> Tensor:
+    """What is kept of the prior's predictions of steps ``x -> landed``."""
+    chain, objective, (x, landed) = source.chain, source.objective, ends
+    whole = "divergence" in objective.needs or objective.landings.kind != "own"
+
+    def part(rows: Tensor) -> Tensor:
+        prediction = chain.predict(x[rows], n[rows], which[rows])
+        if whole:
+            return prediction
+        law = chain.law(prediction, x[rows], n[rows])
+        return chain.diffusion.kept(prediction, law, landed[rows])
+
+    return torch.cat([part(rows) for rows in torch.arange(len(n)).split(source.chunk)])
 
 
 def _sets(source: RowDrawing) -> Int[Tensor, " B"]:
@@ -135,17 +149,24 @@ def _steps(source: RowDrawing, sets: Tensor, subset: int | None) -> Int[Tensor, 
 
 
 def _landings(
-    wanted: Landings, own: Float[Tensor, "R ..."], std: Tensor, noise: GeneratorNoise
-) -> Float[Tensor, "J R ..."]:
-    """Landings in standardised coordinates; ``own`` is the row's own."""
+    source: RowDrawing, law: Transition, own: Shaped[Tensor, "R ..."]
+) -> Shaped[Tensor, "J R ..."]:
+    """Landings in the step's coordinates; ``own`` is the row's own.
+
+    Raises:
+        InputError: a pay-off within a radius, on a chain of tokens.
+    """
+    wanted, noise = source.objective.landings, source.noise
     if wanted.kind == "own":
         return own[None]
-    drawn = torch.stack([noise.normal(own) for _ in range(wanted.count)])
     if wanted.kind == "prior":
-        return drawn
+        return torch.stack([law.draw(noise) for _ in range(wanted.count)])
+    if not isinstance(law, Gaussian):
+        raise InputError("a pay-off within a radius needs continuous states; use RGDM('value')")
+    drawn = torch.stack([noise.normal(own) for _ in range(wanted.count)])
     length = drawn.flatten(2).norm(dim=2)
     share = torch.stack([noise.uniform(own) for _ in range(wanted.count)])
     # Uniform in a ball: the share of its volume inside a radius is (radius / largest)^d.
     radius = wanted.radius * share ** (1 / own[0].numel())
     moves = over_event((radius / length).flatten(), own) * drawn.flatten(0, 1)
-    return own + moves.reshape(drawn.shape) / std
+    return own + moves.reshape(drawn.shape) / law.std

@@ -56,7 +56,7 @@ def prior25(steps: int = 20) -> Chain:
 
 def line25(chain: Chain, spacing: float = 0.01, data_spacing: float = 0.002) -> Line:
     """One coordinate of ``prior25`` on a grid."""
-    return Line(_denoiser(torch.float64), chain.diffusion, spacing, data_spacing)
+    return Line(_denoiser(torch.float64), chain.gaussian, spacing, data_spacing)
 
 
 def cell25(x_0: Float[Tensor, "B 2"]) -> Tensor:

@@ -54,7 +54,7 @@ class Line:
     def kernel(self, n: int) -> tuple[Float[Tensor, "G to"], Float[Tensor, "G to"]]:
         """``A_n`` and the standardised increments ``(x_j - m_n(x_i)) / s_n``."""
         column = self.noisy[:, None]
-        law = self.chain.law(self.chain.predict(column, n), column, n)
+        law = self.chain.gaussian.reverse(self.chain.predict(column, n), column, n)
         landed, spacing = (self.x, self.data_spacing) if n == 1 else (self.noisy, self.spacing)
         eps = (landed - law.mean) / law.std
         # Beyond 12 std there are only denormal numbers, which cost a hundred times as much.
@@ -64,7 +64,7 @@ class Line:
     @cached_property
     def marginals(self) -> list[Float[Tensor, " G"]]:
         """Point masses of ``x_0, ..., x_N`` on their grids; each sums to 1."""
-        std = self.chain.diffusion.base_std
+        std = self.chain.gaussian.base_std
         mass = torch.exp(-0.5 * (self.noisy / std) ** 2)
         rows = [mass / mass.sum()]
         for n in range(self.steps, 0, -1):

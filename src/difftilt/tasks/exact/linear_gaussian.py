@@ -67,7 +67,7 @@ class LinearModel:
 
     def tilted(self, chain: Chain) -> TiltedAffineChain:
         """The exact answer on a chain of this prior."""
-        prior = AffineChain(self.mean, self.covariance, chain.diffusion)
+        prior = AffineChain(self.mean, self.covariance, chain.gaussian)
         return TiltedAffineChain(prior, self.quadratic())
 
 
@@ -115,7 +115,7 @@ def _evidence(model: LinearModel, mean: Tensor, covariance: Tensor, variance: fl
 
 def _prior_ess(model: LinearModel, chain: Chain, log_z: float) -> float:
     """``E_p[r]² / E_p[r²]``; r² is a likelihood of half the variance, but for a constant."""
-    prior = AffineChain(model.mean, model.covariance, chain.diffusion)
+    prior = AffineChain(model.mean, model.covariance, chain.gaussian)
     constant = -0.5 * len(model.y) * math.log(4 * math.pi * NOISE**2)
     second = float(_evidence(model, *prior.data_law(), NOISE**2 / 2)) + constant
     return math.exp(2 * log_z - second)

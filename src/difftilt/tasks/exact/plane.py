@@ -58,12 +58,12 @@ def data_law(chain: Chain, fineness: float = 1.0, reach: float = 5.0) -> Cloud:
         reach: the grids cover [-reach, reach]².
     """
     axis = _axis(COARSEST * fineness, reach)
-    column = torch.exp(-0.5 * (axis / chain.diffusion.base_std) ** 2)
+    column = torch.exp(-0.5 * (axis / chain.gaussian.base_std) ** 2)
     column = column / column.sum()
     mass = torch.outer(column, column)
     for n in range(chain.steps, 0, -1):
         x, weight = _points(axis, mass)
-        std = float(chain.diffusion.tables.std[n])
+        std = float(chain.gaussian.tables.std[n])
         axis = _axis(fineness * min(max(std / 4, FINEST), COARSEST), reach)
         deposit = _deposit(_means(chain, x, n), weight, axis)
         if n == 1:
@@ -100,7 +100,7 @@ def _means(chain: Chain, x: Points, n: int) -> Points:
     """The kernel's means at float64 points, by the chain's own dtype and in chunks."""
     parts = []
     for part in x.to(chain.like.dtype).split(1024):
-        parts.append(chain.law(chain.predict(part, n), part, n).mean)
+        parts.append(chain.gaussian.reverse(chain.predict(part, n), part, n).mean)
     return torch.cat(parts).double()
 
 

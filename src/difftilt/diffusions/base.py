@@ -1,0 +1,78 @@
+"""What a chain asks of a state space: its levels, its noise, its reverse steps.
+
+Two state spaces are written: Gaussian (``diffusions.gaussian``) and masked (``diffusions.masked``).
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from difftilt.noise import Noise
+from difftilt.transitions import Tilt, Transition
+
+
+class Diffusion(ABC):
+    """Levels 0 ... N, the reverse step of each, and the forward process that it inverts."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Number of steps N."""
+
+    @abstractmethod
+    def has_density(self, n: int) -> bool:
+        """Whether step ``n -> n - 1`` is stochastic."""
+
+    @abstractmethod
+    def level(self, n: int | Tensor, x: Tensor) -> Any:
+        """What a denoiser is told of level ``n`` (an int, or one per sample (B,)) of states x."""
+
+    @abstractmethod
+    def base(self, like: Shaped[Tensor, "B ..."], condition: Tensor | None = None) -> Transition:
+        """The law of ``x_N``, on the shape of ``like``."""
+
+    @abstractmethod
+    def reverse(
+        self, prediction: Tensor, x: Shaped[Tensor, "B ..."], n: int | Tensor
+    ) -> Transition:
+        """The law of ``x_{n-1}`` given ``x_n`` and the denoiser's prediction."""
+
+    @abstractmethod
+    def tilt_between(
+        self, other: Tensor, own: Tensor, x: Shaped[Tensor, "B ..."], n: int | Tensor
+    ) -> Tilt:
+        """The tilt from the step of prediction ``own`` (the prior's) to that of ``other``."""
+
+    @abstractmethod
+    def noised(
+        self,
+        x_0: Shaped[Tensor, "B ..."],
+        upto: int,
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> list[Tensor]:
+        """States ``x_0, x_1, ..., x_upto`` of the forward process started at data."""
+
+    @abstractmethod
+    def noised_pairs(
+        self,
+        x_0: Shaped[Tensor, "R ..."],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``(x_n, x_{n-1})`` of the forward process from each end, one step n for each."""
+
+    def planned(self, x: Shaped[Tensor, "B ..."], n: int, noise: Noise) -> Tensor:
+        """``x_n`` with what the step decides before the network is asked, which costs no ratio."""
+        return x
+
+    def kept(self, prediction: Tensor, law: Transition, landed: Shaped[Tensor, "B ..."]) -> Tensor:
+        """What a path keeps of the prior's prediction, so as not to ask for it again."""
+        return prediction
+
+    def calls(self, x: Shaped[Tensor, "B ..."], n: int | Tensor) -> int:
+        """How many of the states a network has to see."""
+        return len(x)

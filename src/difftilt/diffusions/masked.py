@@ -1,0 +1,212 @@
+"""Masked (absorbing) diffusion on tokens: noise is a mask, a reverse step reveals positions.
+
+A state is (B, L) integers that also say what will be revealed when, so that it is Markov and every
+step knows its positions:
+
+| code | meaning |
+|---|---|
+| 0 ... V - 1 | a token |
+| V | a mask that stays: a position that the prior is not shown and nobody generates |
+| V + n | a mask that step n reveals, 1 <= n <= N |
+| V + N + 1 | a mask whose step is not decided yet (``Order.stepwise``) |
+
+The condition of an infilling is a *canvas*, (B, 2, L): tokens, and roles (``GIVEN`` to both,
+``GENERATED``, or ``SUFFIX``: shown to the posterior alone). Without one every position is
+generated. Which position is revealed when has no parameter, so the log-ratio of a path is the sum
+of ``log q - log p`` of the revealed tokens alone.
+
+Sources: Austin et al. 2021 (D3PM, arXiv 2107.03006); Sahoo et al. 2024 (MDLM, arXiv 2406.07524).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal
+from difftilt.diffusions.base import Diffusion
+from difftilt.diffusions.orders import AnyOrder, Order
+from difftilt.errors import InputError
+from difftilt.noise import Noise
+from difftilt.transitions import Transition
+
+GIVEN, GENERATED, SUFFIX = 0, 1, 2
+"""Roles of a canvas's positions."""
+
+
+@dataclass(frozen=True)
+class MaskedLevel:
+    """One step of a masked chain, as denoisers see it.
+
+    Arguments:
+        reveal: the positions that the step reveals.
+        time: (B,) share of the steps that are left, in (0, 1].
+    """
+
+    reveal: Reveal
+    time: Tensor
+
+
+def canvas(tokens: Int[Tensor, "B L"], roles: Int[Tensor, "B L"]) -> Int[Tensor, "B 2 L"]:
+    """The condition of an infilling.
+
+    Arguments:
+        tokens: ids; anything where a position is generated.
+        roles: ``GIVEN``, ``GENERATED`` or ``SUFFIX``.
+
+    Raises:
+        InputError: shapes differ, or a role that is none of the three.
+    """
+    if tokens.shape != roles.shape or tokens.ndim != 2:
+        raise InputError(
+            f"a canvas wants tokens and roles of one shape (B, L), got {tuple(tokens.shape)} and "
+            f"{tuple(roles.shape)}"
+        )
+    if not bool(((roles >= GIVEN) & (roles <= SUFFIX)).all()):
+        raise InputError("roles are 0 (given), 1 (generated) or 2 (shown to the posterior alone)")
+    return torch.stack([tokens, roles], 1)
+
+
+def completed(
+    x_0: Int[Tensor, "B L"], condition: Int[Tensor, "B 2 L"] | None
+) -> Int[Tensor, "B L"]:
+    """Ends with the tokens of the suffix put in: what a reward reads."""
+    if condition is None:
+        return x_0
+    return torch.where(condition[:, 1] == SUFFIX, condition[:, 0], x_0)
+
+
+class MaskedDiffusion(Diffusion):
+    """Masks, and the order in which they are revealed.
+
+    Arguments:
+        vocab_size: V, the tokens that a denoiser gives probabilities of.
+        length: most positions generated of any canvas.
+        order: when which is revealed.
+
+    Raises:
+        InputError: nothing to generate.
+    """
+
+    def __init__(self, vocab_size: int, length: int, order: Order | None = None) -> None:
+        if length < 1:
+            raise InputError("a masked chain needs at least 1 position to generate")
+        self.vocab_size = vocab_size
+        self.length = length
+        self.order = AnyOrder() if order is None else order
+
+    @property
+    def steps(self) -> int:
+        return self.order.steps(self.length)
+
+    @property
+    def undecided(self) -> int:
+        """The code of a mask whose step is not decided yet."""
+        return self.vocab_size + self.steps + 1
+
+    def has_density(self, n: int) -> bool:
+        return True
+
+    def level(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> MaskedLevel:
+        step = torch.as_tensor(n, device=x.device).expand(len(x))
+        return MaskedLevel(self.reveal(step, x), step / self.steps)
+
+    def reveal(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> Reveal:
+        """The positions that step n reveals."""
+        marked = self._marked(x, n)
+        width = self.order.at_once(min(self.length, x.shape[1]))
+        if width == 1:
+            place = marked.long().argmax(1, keepdim=True)
+            return Reveal(place, marked.gather(1, place))
+        place = marked.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+        return Reveal(place, marked.gather(1, place))
+
+    def base(self, like: Tensor, condition: Int[Tensor, "B 2 L"] | None = None) -> Placing:
+        shape = like.shape
+        if condition is None:
+            every = torch.ones(shape, dtype=torch.bool, device=like.device)
+            return Placing(torch.zeros_like(every, dtype=torch.long), every, *self._placing)
+        tokens, roles = condition.expand(shape[0], -1, -1).unbind(1)
+        shown = torch.where(roles == SUFFIX, self.vocab_size, tokens)
+        return Placing(shown, roles == GENERATED, *self._placing)
+
+    def reverse(self, prediction: Tensor, x: Int[Tensor, "B L"], n: int | Tensor) -> Categorical:
+        return Categorical(x, self.reveal(n, x), prediction)
+
+    def tilt_between(
+        self, other: Tensor, own: Tensor, x: Int[Tensor, "B L"], n: int | Tensor
+    ) -> CategoricalTilt:
+        return CategoricalTilt(self.reveal(n, x), other, own)
+
+    def planned(self, x: Int[Tensor, "B L"], n: int, noise: Noise) -> Tensor:
+        if not self.order.stepwise:
+            return x
+        undecided = x == self.undecided
+        return self.placed(x, self.order.chosen(undecided, x, n, noise), n)
+
+    def placed(
+        self, x: Int[Tensor, "B L"], position: Int[Tensor, " B"], n: int
+    ) -> Int[Tensor, "B L"]:
+        """x with the chosen positions marked for step n, where as many masks are left as steps."""
+        undecided = x == self.undecided
+        due = undecided.sum(1, keepdim=True) >= n
+        mark = torch.zeros_like(undecided).scatter(1, position[:, None], True)
+        return torch.where(mark & undecided & due, self.vocab_size + n, x)
+
+    def kept(self, prediction: Tensor, law: Transition, landed: Int[Tensor, "B L"]) -> Tensor:
+        """The log-probability of the revealed tokens, (B,): all that a log-ratio needs."""
+        return law.log_prob(landed)
+
+    def calls(self, x: Int[Tensor, "B L"], n: int | Tensor) -> int:
+        return int(self._marked(x, n).any(1).sum())
+
+    def noised(
+        self,
+        x_0: Int[Tensor, "B L"],
+        upto: int,
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> list[Tensor]:
+        """States of ``x_0`` masked again in a random order of this chain's law."""
+        ranks = self._drawn_ranks(x_0, noise, condition)
+        return [x_0, *(self._masked(x_0, ranks, n) for n in range(1, upto + 1))]
+
+    def noised_pairs(
+        self,
+        x_0: Int[Tensor, "R L"],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        ranks, step = self._drawn_ranks(x_0, noise, condition), n[:, None]
+        return self._masked(x_0, ranks, step), self._masked(x_0, ranks, step - 1)
+
+    @property
+    def _placing(self) -> tuple[int, Callable[[Tensor, Noise], Tensor]]:
+        if not self.order.stepwise:
+            return self.vocab_size, self.order.ranks
+        later = self.steps + 1
+        return self.vocab_size, lambda generated, noise: torch.full_like(generated.long(), later)
+
+    def _marked(self, x: Int[Tensor, "B L"], n: int | Tensor) -> Bool[Tensor, "B L"]:
+        step = n[:, None] if isinstance(n, Tensor) else n
+        return x == self.vocab_size + step
+
+    def _drawn_ranks(
+        self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
+    ) -> Int[Tensor, "B L"]:
+        generated = x_0 < self.vocab_size
+        if condition is not None:
+            generated = condition[:, 1] == GENERATED
+        return torch.where(generated, self.order.ranks(generated, noise), 0)
+
+    def _masked(
+        self, x_0: Int[Tensor, "B L"], ranks: Int[Tensor, "B L"], n: int | Tensor
+    ) -> Int[Tensor, "B L"]:
+        """``x_n``: the positions of rank up to n masked again."""
+        codes = self.vocab_size + ranks
+        if self.order.stepwise:
+            codes = torch.where(ranks == n, codes, self.undecided)
+        return torch.where((ranks > 0) & (ranks <= n), codes, x_0)

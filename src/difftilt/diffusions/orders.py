@@ -1,0 +1,159 @@
+"""When a masked chain reveals which position.
+
+An order never looks at what a posterior says, so that it is the same for prior and posterior and
+drops out of every log-ratio. ``ranks`` tells each generated position the step n at which it is
+revealed (N first, 1 last); an order that depends on the state decides step by step (``planned``).
+
+| order | positions per step | balance reachable |
+|---|---|---|
+| ``AnyOrder()`` | one, uniform (first-hitting) | if the prior is order-consistent |
+| ``LeftToRight()`` | one, the leftmost | yes |
+| ``Blocks(size)`` | one, uniform within the leftmost block | nearly |
+| ``Parallel(steps)`` | each on its own, the T-step sampler | up to a floor of order 1 / steps |
+| ``Stepwise()`` | one, uniform, drawn as it comes: a posterior may choose instead | yes, then |
+| ``LeastEntropy(denoiser)`` | one, where the frozen prior is surest | yes |
+
+``tokens_per_step`` > 1 reveals several at once; that is no longer exact.
+
+Sources: Ou et al. 2024 (arXiv 2406.03736) and Zheng et al. 2024 (arXiv 2409.02908) for any-order
+and first-hitting; Nie et al. 2025 (arXiv 2502.09992) and Ye et al. 2025 (arXiv 2508.15487) for
+blocks and entropy.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from difftilt.errors import InputError
+from difftilt.noise import Noise
+
+
+class Order(ABC):
+    """When each generated position is revealed."""
+
+    stepwise = False
+    """Whether positions are chosen as the chain runs, ``planned``, and not at its start."""
+
+    @abstractmethod
+    def steps(self, generated: int) -> int:
+        """N for so many generated positions."""
+
+    @abstractmethod
+    def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
+        """The step of each generated position, 1 ... N; anything elsewhere."""
+
+    def at_once(self, length: int) -> int:
+        """Most positions that one step reveals, of ``length`` generated ones."""
+        return 1
+
+    def chosen(
+        self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], n: int, noise: Noise
+    ) -> Int[Tensor, " B"]:
+        """The position that a stepwise order reveals next."""
+        raise AssertionError("this order is drawn at the start")
+
+
+def _ranked(
+    keys: Float[Tensor, "B L"], generated: Bool[Tensor, "B L"], tokens_per_step: int
+) -> Int[Tensor, "B L"]:
+    """Ranks by keys: the smallest key of a sample is revealed last."""
+    order = torch.where(generated, keys, math.inf).argsort(1).argsort(1)
+    return order // tokens_per_step + 1
+
+
+@dataclass(frozen=True)
+class _Counted(Order):
+    """Orders of a fixed number of tokens per step.
+
+    Arguments:
+        tokens_per_step: positions revealed at once; 1 is exact.
+    """
+
+    tokens_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_step < 1:
+            raise InputError(f"tokens_per_step must be at least 1, got {self.tokens_per_step}")
+
+    def steps(self, generated: int) -> int:
+        return max(1, math.ceil(generated / self.tokens_per_step))
+
+    def at_once(self, length: int) -> int:
+        return min(self.tokens_per_step, length)
+
+
+@dataclass(frozen=True)
+class AnyOrder(_Counted):
+    """Uniform over all orders of the masked positions."""
+
+    def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
+        return _ranked(noise.uniforms(generated), generated, self.tokens_per_step)
+
+
+@dataclass(frozen=True)
+class LeftToRight(_Counted):
+    """From left to right, as an autoregressive model would."""
+
+    def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
+        place = torch.arange(generated.shape[1], device=generated.device)
+        return _ranked(-place.double().expand(generated.shape), generated, self.tokens_per_step)
+
+
+@dataclass(frozen=True)
+class Blocks(_Counted):
+    """Blocks of neighbouring masks from left to right, any order inside a block.
+
+    Arguments:
+        size: masks per block.
+    """
+
+    size: int = 8
+
+    def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
+        block = (generated.long().cumsum(1) - 1).div(self.size, rounding_mode="floor")
+        keys = noise.uniforms(generated) - block
+        return _ranked(keys, generated, self.tokens_per_step)
+
+
+@dataclass(frozen=True)
+class Parallel(Order):
+    """Each position on its own at one of N steps, as the T-step ancestral sampler does.
+
+    Under the log-linear schedule (alpha = 1 - t on a uniform grid) each step is equally likely.
+
+    Arguments:
+        count: N.
+    """
+
+    count: int = 16
+
+    def steps(self, generated: int) -> int:
+        return self.count
+
+    def at_once(self, length: int) -> int:
+        return length
+
+    def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
+        return (noise.uniforms(generated) * self.count).long().clamp(max=self.count - 1) + 1
+
+
+@dataclass(frozen=True)
+class Stepwise(Order):
+    """The law of ``AnyOrder()``, each position drawn when it is due: a posterior may choose it."""
+
+    stepwise = True
+
+    def steps(self, generated: int) -> int:
+        return max(1, generated)
+
+    def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
+        return _ranked(noise.uniforms(generated), generated, 1)
+
+    def chosen(
+        self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], n: int, noise: Noise
+    ) -> Int[Tensor, " B"]:
+        return torch.where(masked, noise.uniforms(masked), -1.0).argmax(1)

@@ -1,0 +1,136 @@
+"""What a masked language model says about hidden tokens.
+
+A ``TokenNetwork`` is any network of tokens; ``TokenDenoiser`` makes a ``Denoiser`` of it: it puts
+the network's own mask id where a state is masked, asks for the revealed positions alone, before the
+vocabulary head, and gives normalised log-probabilities in float32.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from difftilt.denoisers import Denoiser
+from difftilt.diffusions.masked import MaskedLevel, completed
+from difftilt.errors import InputError
+
+
+class TokenNetwork(nn.Module, ABC):
+    """A network of tokens in two parts, so that the head sees few positions.
+
+    Arguments:
+        vocab_size: V, columns of the head; 0 ... V - 1 are the ids that it reads.
+        mask_id: its id of a mask.
+    """
+
+    def __init__(self, vocab_size: int, mask_id: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.mask_id = mask_id
+
+    @abstractmethod
+    def hidden(self, ids: Int[Tensor, "B L"], time: Float[Tensor, " B"]) -> Float[Tensor, "B L d"]:
+        """Features; row i is what the head needs to predict token i."""
+
+    @abstractmethod
+    def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
+        """The head."""
+
+
+class TokenDenoiser(Denoiser):
+    """``(x_n, level) -> log-probabilities (B, P, V)`` of the tokens to be revealed.
+
+    Arguments:
+        network: the network.
+        banned: ids that are never drawn, besides the mask.
+        temperature: of the network's logits; a part of the model's definition.
+        informed: whether it reads the suffix of a bound canvas, as posteriors do.
+
+    Raises:
+        InputError: a temperature that is not positive, or all ids are banned.
+    """
+
+    allowed: Tensor
+
+    def __init__(
+        self,
+        network: TokenNetwork,
+        banned: Sequence[int] = (),
+        temperature: float = 1.0,
+        informed: bool = False,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise InputError(
+                f"temperature={temperature} must be positive: at 0 the chain has no density"
+            )
+        self.network = network
+        self.temperature = temperature
+        self.reads_suffix = informed
+        self.condition: Tensor | None = None
+        allowed = torch.ones(network.vocab_size, dtype=torch.bool)
+        forbidden = [i for i in (*banned, network.mask_id) if 0 <= i < network.vocab_size]
+        allowed[forbidden] = False
+        if not bool(allowed.any()):
+            raise InputError("every token is banned; leave at least one")
+        self.register_buffer("allowed", allowed, persistent=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.network.vocab_size
+
+    def given(self, condition: Tensor | None) -> "TokenDenoiser":
+        if not self.reads_suffix or condition is None:
+            return self
+        bound = copy.copy(self)
+        bound.condition = condition
+        return bound
+
+    def informed(self) -> "TokenDenoiser":
+        seeing = copy.copy(self)
+        seeing.reads_suffix = True
+        return seeing
+
+    def ids(self, x: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """States as the network reads them."""
+        seen = completed(x, self.condition)
+        return torch.where(seen < self.vocab_size, seen, self.network.mask_id)
+
+    def features(self, x: Int[Tensor, "B L"], level: MaskedLevel) -> Float[Tensor, "B L d"]:
+        """The network's features of whole states."""
+        return self.network.hidden(self.ids(x), level.time)
+
+    def log_probs(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
+        """Normalised log-probabilities from features, float32; -inf for what is banned."""
+        logits = self.network.logits(hidden).float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return logits.masked_fill(~self.allowed, -torch.inf).log_softmax(-1)
+
+    def forward(self, x_t: Int[Tensor, "B L"], level: MaskedLevel) -> Float[Tensor, "B P V"]:
+        reveal = level.reveal
+        busy = reveal.valid.any(1)
+        if not bool(busy.all()):
+            return self._of_some(x_t, level, busy)
+        hidden = self.features(x_t, level)
+        place = reveal.positions[..., None].expand(-1, -1, hidden.shape[-1])
+        return self.log_probs(hidden.gather(1, place))
+
+    def _of_some(
+        self, x: Int[Tensor, "B L"], level: MaskedLevel, busy: Tensor
+    ) -> Float[Tensor, "B P V"]:
+        """The network sees only samples that reveal something; the others get anything."""
+        rows = busy.nonzero().flatten()
+        shape = (*level.reveal.positions.shape, self.vocab_size)
+        result = torch.full(shape, -float(torch.log(torch.tensor(float(self.vocab_size)))))
+        result = result.to(x.device)
+        if not len(rows):
+            return result
+        reveal = type(level.reveal)(level.reveal.positions[rows], level.reveal.valid[rows])
+        chosen = MaskedLevel(reveal, level.time[rows])
+        part = self.given(None if self.condition is None else self.condition[rows])
+        return result.index_copy(0, rows, part(x[rows], chosen))
