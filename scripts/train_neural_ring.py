@@ -31,7 +31,7 @@ def train(seconds: float, seed: int = 0) -> NoiseMLP:
     """Predict the noise at the chain's own levels, mean squared error, Adam."""
     torch.manual_seed(seed)
     network, generator = NoiseMLP(), torch.Generator().manual_seed(seed)
-    levels = ring_chain(network).diffusion.levels
+    levels = ring_chain(network).gaussian.levels
     optimiser = torch.optim.Adam(network.parameters(), 3e-3)
     start = time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
