@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -119,7 +119,7 @@ def noised(chain: Chain, x_0: Shaped[Tensor, "B ..."], upto: int, noise: Noise) 
 
 
 @torch.no_grad()
-def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None) -> Path:
+def bridge(chain: Chain, x_0: Shaped[Tensor, "B ..."], noise: Noise | None = None) -> Path:
     """Paths of the forward process through given ends; off-policy data for any balance.
 
     A step without density (a zero-variance last step) is made consistent with the chain: its end
@@ -139,7 +139,7 @@ def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None
 
 
 @torch.no_grad()
-def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise: Noise) -> Path:
+def back_and_forth(chain: Chain, x_0: Shaped[Tensor, "B ..."], level: int, noise: Noise) -> Path:
     """Noise ends up to ``level`` and denoise them again: a path near a given ``x_0``.
 
     The states above ``level`` come from the forward process, those below from the chain.
