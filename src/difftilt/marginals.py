@@ -28,6 +28,7 @@ from difftilt.denoisers import Denoiser
 from difftilt.diffusions.masked import GENERATED, MaskedDiffusion, MaskedLevel
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
+from difftilt.order_kernel import OrderKernel
 
 MOST_STATES = 2_000_000
 
@@ -200,8 +201,10 @@ class _Lattice:
         denoiser = _denoiser(self.chain).given(condition)
         wanted = self.candidates[canvas[:, None], reveal.positions]
         log_probs = denoiser(x, level).gather(2, wanted).double()
-        log_next = diffusion.order.log_next(masked, generated[canvas]).to(log_probs)
-        found = log_probs + log_next.gather(1, reveal.positions)[..., None]
+        log_next = diffusion.order.log_next(masked, generated[canvas])
+        if isinstance(self.chain.kernel, OrderKernel):
+            log_next = self.chain.kernel.log_next(x, count, condition)
+        found = log_probs + log_next.double().gather(1, reveal.positions)[..., None]
         # Back from the masked positions to all n, in their order.
         full = found.new_full((*x.shape, found.shape[2]), -math.inf)
         full.scatter_(1, reveal.positions[..., None].expand(found.shape), found)
@@ -268,7 +271,7 @@ def _denoiser(chain: Chain) -> Denoiser:
     """What says the law of any masked position: the prior's network or the posterior's."""
     if chain.kernel is None:
         return chain.denoiser
-    if isinstance(chain.kernel, DenoiserKernel):
+    if isinstance(chain.kernel, DenoiserKernel | OrderKernel):
         return chain.kernel.denoiser
     raise InputError(
         f"marginals cannot ask {type(chain.kernel).__name__} about all masked positions of a "

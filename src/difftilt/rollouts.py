@@ -74,7 +74,8 @@ def _descend(
     """Run the steps ``start ... 1`` from x at level ``start``; ``gains`` is what Λ has so far."""
     states, predictions = [], []
     for n in range(start, 0, -1):
-        x = chain.planned(x, n, noise)
+        with torch.set_grad_enabled(drawing.graph):
+            x = chain.planned(x, n, noise)
         prediction = chain.predict(x, n)
         law = chain.law(prediction, x, n)
         if drawing.record:
