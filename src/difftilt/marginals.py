@@ -198,7 +198,7 @@ class _Lattice:
         reveal = Reveal(_positions(masked), torch.ones_like(x[:, : int(count[0])], dtype=torch.bool))
         level = MaskedLevel(reveal, count / diffusion.steps)
         condition = None if self.condition is None else self.condition[canvas]
-        denoiser = _denoiser(self.chain).given(condition)
+        denoiser = step_denoiser(self.chain).given(condition)
         wanted = self.candidates[canvas[:, None], reveal.positions]
         log_probs = denoiser(x, level).gather(2, wanted).double()
         log_next = diffusion.order.log_next(masked, generated[canvas])
@@ -267,8 +267,12 @@ def _masked(chain: Chain) -> MaskedDiffusion:
     return diffusion
 
 
-def _denoiser(chain: Chain) -> Denoiser:
-    """What says the law of any masked position: the prior's network or the posterior's."""
+def step_denoiser(chain: Chain) -> Denoiser:
+    """What says the law of any masked position: the prior's network or the posterior's.
+
+    Raises:
+        InputError: a posterior that is no denoiser.
+    """
     if chain.kernel is None:
         return chain.denoiser
     if isinstance(chain.kernel, DenoiserKernel | OrderKernel):
