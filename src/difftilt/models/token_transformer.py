@@ -20,7 +20,7 @@ class TransformerSize:
 
     width: int = 32
     layers: int = 2
-    heads: int = 4
+    heads: int = 2
     expansion: int = 4
 
 

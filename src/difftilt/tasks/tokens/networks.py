@@ -32,7 +32,7 @@ class TabularNetwork(TokenNetwork):
     def __init__(self, logits: Float[Tensor, "states L V"]) -> None:
         vocab_size, length = logits.shape[2], logits.shape[1]
         super().__init__(vocab_size, vocab_size)
-        self.register_buffer("place", (vocab_size + 1) ** torch.arange(length - 1, -1, -1))
+        self.register_buffer("place", _place_values(vocab_size + 1, length), persistent=False)
         self.table = nn.Parameter(torch.cat([logits, torch.zeros_like(logits[..., :1])], 2))
 
     def hidden(self, ids: Int[Tensor, "B L"], time: Float[Tensor, " B"]) -> Float[Tensor, "B L d"]:
@@ -45,21 +45,32 @@ class TabularNetwork(TokenNetwork):
 class TransformerNetwork(TokenNetwork):
     """A ``TokenTransformer``, told no time: the number of masks is in the state.
 
+    A batch of paths holds few states many times, so that each is computed once.
+
     Arguments:
         vocab_size: V; the mask is id V.
         length: L.
         size: of the network.
     """
 
+    place: Tensor
+
     def __init__(self, vocab_size: int, length: int, size: TransformerSize | None = None) -> None:
         super().__init__(vocab_size, vocab_size)
+        self.register_buffer("place", _place_values(vocab_size + 1, length), persistent=False)
         self.network = TokenTransformer(vocab_size + 1, length, vocab_size, size)
 
     def hidden(self, ids: Int[Tensor, "B L"], time: Float[Tensor, " B"]) -> Float[Tensor, "B L d"]:
-        return self.network.hidden(ids)
+        codes, row = (ids * self.place).sum(1).unique(return_inverse=True)
+        different = codes[:, None] // self.place % (self.vocab_size + 1)
+        return self.network.hidden(different)[row]
 
     def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
         return self.network.last(hidden)
+
+
+def _place_values(base: int, length: int) -> Int[Tensor, " L"]:
+    return base ** torch.arange(length - 1, -1, -1)
 
 
 def words(base: int, length: int) -> Int[Tensor, "base^length length"]:
