@@ -26,7 +26,7 @@ from difftilt.diffusions.orders import Stepwise
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
 from difftilt.noise import GeneratorNoise, Noise
-from difftilt.token_denoisers import TokenDenoiser, anything
+from difftilt.token_denoisers import TokenDenoiser, anything, wide
 
 
 class OrderKernel(Kernel):
@@ -65,7 +65,7 @@ class OrderKernel(Kernel):
     ) -> Int[Tensor, "B L"]:
         rows = self.diffusion.due(x, n).nonzero().flatten()
         hidden = self._features(x, n, condition, rows)
-        logits = hidden.new_zeros(x.shape, dtype=torch.float32)
+        logits = wide(hidden.new_zeros(x.shape))
         logits = logits.index_copy(0, rows, self._logits(hidden, x[rows]))
         position = drawn_tokens(logits[:, None], noise)[:, 0]
         marked = self.diffusion.placed(x, position, n)
@@ -85,14 +85,21 @@ class OrderKernel(Kernel):
         if hidden is None:
             hidden = self._features(x, n, condition, rows)
         part = reveal.part(rows)
-        log_probs = anything(reveal, self.diffusion.vocab_size)
-        order = hidden.new_zeros(len(x), dtype=torch.float32)
+        order = wide(hidden.new_zeros(len(x)))
+        log_probs = anything(reveal, self.diffusion.vocab_size, order.dtype)
         if len(rows):
             with self._asked(condition, rows) as inner:
                 log_probs = log_probs.index_copy(0, rows, inner.revealed(hidden, part))
             gain = _order_gain(self._logits(hidden, x[rows]), part.positions[:, 0])
             order = order.index_copy(0, rows, gain)
         return CategoricalTilt(reveal, log_probs, prediction, order)
+
+    def log_next(
+        self, x: Int[Tensor, "B L"], n: int | Int[Tensor, " B"], condition: Tensor | None
+    ) -> Float[Tensor, "B L"]:
+        """``log omega`` of every position that is not revealed yet, -inf elsewhere."""
+        every = torch.arange(len(x), device=x.device)
+        return self._logits(self._features(x, n, condition, every), x).log_softmax(1)
 
     def _remembered(self, x: Tensor) -> Tensor | None:
         """The features that the planning of this very tensor has worked out, once."""
@@ -119,8 +126,8 @@ class OrderKernel(Kernel):
             yield inner
 
     def _logits(self, hidden: Float[Tensor, "R L d"], x: Int[Tensor, "R L"]) -> Tensor:
-        """Logits of the positions that are not revealed yet, -inf elsewhere, float32."""
-        logits = self.head(hidden.to(self.head.weight.dtype))[..., 0].float()
+        """Logits of the positions that are not revealed yet, -inf elsewhere, float32 or wider."""
+        logits = wide(self.head(hidden.to(self.head.weight.dtype))[..., 0])
         return logits.masked_fill(x <= self.diffusion.vocab_size, -torch.inf)
 
 
@@ -147,4 +154,6 @@ def ordered(kernel: DenoiserKernel, chain: Chain) -> OrderKernel:
     x = first.at(first.draw(GeneratorNoise(torch.Generator())))
     with torch.no_grad():
         hidden = chain.denoiser.features(x, chain.diffusion.level(chain.steps, x))
-    return OrderKernel(kernel.denoiser, chain.diffusion, hidden.shape[-1]).to(hidden.device)
+    made = OrderKernel(kernel.denoiser, chain.diffusion, hidden.shape[-1])
+    made.head.to(hidden.device, wide(hidden).dtype)
+    return made

@@ -2,7 +2,7 @@
 
 A ``TokenNetwork`` is any network of tokens; ``TokenDenoiser`` makes a ``Denoiser`` of it: it puts
 the network's own mask id where a state is masked, asks for the revealed positions alone, before the
-vocabulary head, and gives normalised log-probabilities in float32.
+vocabulary head, and gives normalised log-probabilities in float32 or wider.
 """
 
 import copy
@@ -107,8 +107,8 @@ class TokenDenoiser(Denoiser):
         return self.network.hidden(self.ids(x), level.time)
 
     def log_probs(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
-        """Normalised log-probabilities from features, float32; -inf for what is banned."""
-        logits = self.network.logits(hidden).float()
+        """Normalised log-probabilities from features, float32 or wider; -inf for what is banned."""
+        logits = wide(self.network.logits(hidden))
         if self.temperature != 1.0:
             logits = logits / self.temperature
         return logits.masked_fill(~self.allowed, -torch.inf).log_softmax(-1)
@@ -128,14 +128,21 @@ class TokenDenoiser(Denoiser):
         self, x: Int[Tensor, "B L"], level: MaskedLevel, rows: Int[Tensor, " R"]
     ) -> Float[Tensor, "B P V"]:
         """The network sees only samples that reveal something; the others get anything."""
-        result = anything(level.reveal, self.vocab_size)
         if not len(rows):
-            return result
+            return anything(level.reveal, self.vocab_size)
         part = self.given(None if self.condition is None else self.condition[rows])
-        return result.index_copy(0, rows, part(x[rows], level.part(rows)))
+        found = part(x[rows], level.part(rows))
+        return anything(level.reveal, self.vocab_size, found.dtype).index_copy(0, rows, found)
 
 
-def anything(reveal: Reveal, vocab_size: int) -> Float[Tensor, "B P V"]:
+def anything(
+    reveal: Reveal, vocab_size: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B P V"]:
     """Log-probabilities for samples that reveal nothing: a law that nobody reads."""
-    shape = (*reveal.positions.shape, vocab_size)
-    return torch.full(shape, -math.log(vocab_size), device=reveal.positions.device)
+    shape, device = (*reveal.positions.shape, vocab_size), reveal.positions.device
+    return torch.full(shape, -math.log(vocab_size), device=device, dtype=dtype)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Values in float32 at least: probabilities in half precision would not add up."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
