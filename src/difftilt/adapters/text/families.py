@@ -26,7 +26,6 @@ from difftilt.adapters.text.mdlm import mdlm
 from difftilt.adapters.text.remote_code import (
     own_code,
     precision,
-    refuse_untrusted,
     remote_model,
 )
 from difftilt.adapters.text.sedd import is_sedd, sedd
@@ -126,10 +125,10 @@ def network_of_folder(
         network = DDiTNetwork(PUBLISHED[family](config), options.mask_id, options.pad_id)
         network.load_weights(weights_of(folder))
         return network if options.dtype is None else network.to(options.dtype)
-    if STYLES[family].own_code:
+    if STYLES[family].own_code or own_code(config) is not None:
         model = remote_model(folder, config, options.dtype, options.trust_remote_code)
     else:
-        model = _masked_lm(folder, config, options)
+        model = _masked_lm(folder, options)
     return network_of_model(model, family, tokenizer, options)
 
 
@@ -160,16 +159,12 @@ def network_of_model(
     )
 
 
-def _masked_lm(folder: Path, config: Mapping[str, Any], options: TextOptions) -> nn.Module:
+def _masked_lm(folder: Path, options: TextOptions) -> nn.Module:
     require("transformers", "text")
     from transformers import AutoModelForMaskedLM
 
-    if own_code(config) is not None:
-        refuse_untrusted(folder, options.trust_remote_code)
     try:
-        return AutoModelForMaskedLM.from_pretrained(
-            str(folder), trust_remote_code=options.trust_remote_code, **precision(options.dtype)
-        )
+        return AutoModelForMaskedLM.from_pretrained(str(folder), **precision(options.dtype))
     except Exception as error:  # transformers raises a dozen unrelated kinds
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(f"{folder} holds no masked language model: {reason}") from error

@@ -1,11 +1,12 @@
 """Models whose code lies beside their weights, LLaDA and Dream, on transformers 4.46 to 5.
 
-Their code was written for transformers 4. From version 5 on, a few things that it relies on are
-gone; they are put back on its own classes alone, before they are used.
+Their code was written for transformers 4. Of what version 5 took away, two things are put back, on
+its own classes alone (``revive``). The third is mended by not using ``from_pretrained``: it builds
+a model without memory and fills in the file's tensors, which in version 5 leaves buffers that are
+in no file, the frequencies of rotary positions, unset, without a word. Here buffers are computed,
+parameters alone wait for the file.
 """
 
-import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from difftilt.adapters.text.files import weights_of
 from difftilt.errors import InputError, require
 
 DOORS = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForCausalLM")
@@ -42,16 +44,32 @@ def remote_model(
     refuse_untrusted(folder, trusted)
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+    weights = weights_of(folder)
     try:
         kind: Any = get_class_from_dynamic_module(found, str(folder))
         if int(transformers.__version__.split(".")[0]) >= 5:
             revive(kind)
-        return kind.from_pretrained(str(folder), **precision(dtype))
+        model = _filled(kind, kind.config_class.from_pretrained(str(folder)), weights)
     except Exception as error:  # foreign code raises what it likes
         raise InputError(
             f"the code in {folder} does not load with transformers {transformers.__version__}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    absent = [name for name, p in model.named_parameters() if p.is_meta]
+    if absent:
+        raise InputError(f"the weights in {folder} lack {', '.join(absent[:3])}")
+    return model if dtype is None else model.to(dtype)
+
+
+def _filled(kind: Any, config: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A model of a class with the tensors of a file; what the file lacks stays without memory."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = kind(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    return model
 
 
 def own_code(config: Mapping[str, Any]) -> str | None:
@@ -87,27 +105,6 @@ def revive(kind: Any) -> None:
     ROPE_INIT_FUNCTIONS.setdefault("default", plain_rotary)
     if not hasattr(kind.config_class, "use_cache"):
         kind.config_class.use_cache = False
-    if not hasattr(kind, "all_tied_weights_keys"):
-        kind.all_tied_weights_keys = {}
-    _ignore_arguments(kind, "tie_weights")
-    for setting in vars(sys.modules[kind.__module__]).values():
-        if isinstance(setting, type) and "GenerationConfig" in setting.__name__:
-            _ignore_arguments(setting, "validate")
-
-
-def _ignore_arguments(kind: type, name: str) -> None:
-    """Let a method that takes nothing be called with keywords that it does not know."""
-    method = vars(kind).get(name)
-    if method is None or any(
-        p.kind is p.VAR_KEYWORD for p in inspect.signature(method).parameters.values()
-    ):
-        return
-    known = inspect.signature(method).parameters
-
-    def patient(self: Any, *_: Any, **given: Any) -> Any:
-        return method(self, **{k: v for k, v in given.items() if k in known})
-
-    setattr(kind, name, patient)
 
 
 def plain_rotary(config: Any, device: Any = None, **_: Any) -> tuple[Tensor, float]:
