@@ -49,6 +49,10 @@ class MaskedLevel:
     reveal: Reveal
     time: Tensor
 
+    def part(self, rows: Int[Tensor, " R"]) -> "MaskedLevel":
+        """That of some of the samples."""
+        return MaskedLevel(self.reveal.part(rows), self.time[rows])
+
 
 def canvas(tokens: Int[Tensor, "B L"], roles: Int[Tensor, "B L"]) -> Int[Tensor, "B 2 L"]:
     """The condition of an infilling.
@@ -158,6 +162,10 @@ class MaskedDiffusion(Diffusion):
         due = undecided.sum(1, keepdim=True) >= n
         mark = torch.zeros_like(undecided).scatter(1, position[:, None], True)
         return torch.where(mark & undecided & due, self.vocab_size + n, x)
+
+    def due(self, x: Int[Tensor, "B L"], n: int) -> Bool[Tensor, " B"]:
+        """Which samples reveal something at step n, planned already or not."""
+        return self._marked(x, n).any(1) | ((x == self.undecided).sum(1) >= n)
 
     def kept(self, prediction: Tensor, law: Transition, landed: Int[Tensor, "B L"]) -> Tensor:
         """The log-probability of the revealed tokens, (B,): all that a log-ratio needs."""
