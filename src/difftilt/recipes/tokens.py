@@ -64,9 +64,7 @@ def judge_tokens(problem: TokenProblem, chain: Chain, seed: int = 0) -> Judgemen
         chain: the sampler.
         seed: of the judging draws, 10,000 per canvas.
     """
-    each = [
-        judge(alone, bound(chain, alone), seed, DRAWS) for alone in single(problem)
-    ]
+    each = [judge(alone, bound(chain, alone), seed, DRAWS) for alone in single(problem)]
     distance = total_variation(exact_law(chain, problem.conditions), problem.law)
     return replace(averaged(each), tv=float(distance.mean()))
 

@@ -119,7 +119,7 @@ def evaluation_section(run: RunRecord) -> Html:
     rows = _evaluation_rows(run.evaluation)
     if run.evaluation is None or not rows:
         return absent("No evaluation was saved with this run.")
-    names = ("prior", "posterior", "corrected", "truth", "note")
+    names = ("prior", "prompted", "posterior", "corrected", "truth", "note")
     used = [name for name in names if any(row.get(name) not in (None, "") for row in rows)]
     columns = [Column("name", "metric"), *(Column(name) for name in used)]
     notes = run.evaluation.get("notes")
