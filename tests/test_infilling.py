@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from tiny_text import WORDS, tiny_prior
 
 from difftilt.chains import Chain
 from difftilt.diffusions.orders import LeftToRight
@@ -14,6 +13,7 @@ from difftilt.infilling import Completion, Infilling
 from difftilt.rewards import CheckedReward
 from difftilt.text_priors import TextPrior
 from difftilt.training.plan import Optimisation
+from tiny_text import WORDS, tiny_prior
 
 TEMPLATES = ["ann saw [2] . bob ran home", "bob met [1] cat"]
 OPTIMISATION = Optimisation(learning_rate=1e-2, ema=0.9)
@@ -170,7 +170,7 @@ def test_the_model_itself_may_end_a_slot(prior):
     for completion in completions:
         slot = completion.tokens[3:6]
         count = sum(token != pad for token in slot)
-        whole = 1 <= count and pad not in slot[:count]
+        whole = count >= 1 and pad not in slot[:count]
         assert (completion.log_r > -math.inf) == whole
         ends[whole] = ends.get(whole, 0) + (count < 3)
     assert ends[True] and ends[False]

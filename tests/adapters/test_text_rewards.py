@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_text import byte_tokenizer, log_likelihood, tiny_gpt, tiny_prior, word_tokenizer
 
 from difftilt.adapters.text_rewards import (
     ReadingReward,
@@ -14,6 +13,7 @@ from difftilt.errors import InputError
 from difftilt.rewards import reward_bound
 from difftilt.text.canvases import Passage
 from difftilt.text.rewards import StringReward
+from tiny_text import byte_tokenizer, log_likelihood, tiny_gpt, tiny_prior, word_tokenizer
 
 PASSAGES = [
     Passage("He ran.", " Far", " Then home", ("Far",)),
@@ -154,5 +154,5 @@ def test_rewards_read_what_an_infilling_fills_in():
     middle = prior.infill("ann [1] bob", StringReward(counted, reads="middle"))
     drawn = [c.fillings[0] for c in middle.prior_samples(60)]
     assert sorted(seen[0]) == sorted(set(drawn)) and len(seen[0]) < 60
-    with pytest.raises(InputError, match="give it to TextPrior.infill"):
+    with pytest.raises(InputError, match=r"give it to TextPrior\.infill"):
         StringReward(counted)(torch.zeros(1, 3, dtype=torch.long))
