@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from tiny_text import WORDS, tiny_prior
 
 from difftilt.chains import Chain
 from difftilt.diffusions.orders import LeftToRight
@@ -14,14 +13,15 @@ from difftilt.infilling import Completion, Infilling
 from difftilt.rewards import CheckedReward
 from difftilt.text_priors import TextPrior
 from difftilt.training.plan import Optimisation
+from tiny_text import WORDS, tiny_prior
 
 TEMPLATES = ["ann saw [2] . bob ran home", "bob met [1] cat"]
 OPTIMISATION = Optimisation(learning_rate=1e-2, ema=0.9)
 
 
 def liking(texts: list[str]) -> list[float]:
-    """Cats are liked, and a bob beside another; the order of words counts."""
-    return [1.5 * t.count("cat") + 1.0 * ("ann bob" in t) - 0.5 * t.count(".") for t in texts]
+    """Cats are liked, and who meets ann; the order of words counts."""
+    return [1.5 * t.count("cat") + 3.0 * ("met ann" in t) - 0.5 * t.count(".") for t in texts]
 
 
 def law(prior: TextPrior, template: str, length: int) -> dict[str, float]:
@@ -106,9 +106,9 @@ def test_the_prompt_is_weighed_against_the_posterior(prior, task, unchecked: Non
 
 def test_one_posterior_of_two_templates_reaches_both(prior, task, unchecked: None):
     posterior = task.fit(
-        steps=220, batch=64, warm_start=0.3, paths_per_condition=16, optimisation=OPTIMISATION
+        steps=160, batch=64, warm_start=0.3, paths_per_condition=16, optimisation=OPTIMISATION
     )
-    certificate = posterior.certify(1000)
+    certificate = posterior.certify(600)
     for context, (template, length) in enumerate(zip(TEMPLATES, (2, 1), strict=True)):
         wanted, z = tilted(law(prior, template, length))
         texts = posterior.sample(2000, context)
@@ -170,13 +170,14 @@ def test_the_model_itself_may_end_a_slot(prior):
     for completion in completions:
         slot = completion.tokens[3:6]
         count = sum(token != pad for token in slot)
-        whole = 1 <= count and pad not in slot[:count]
+        whole = count >= 1 and pad not in slot[:count]
         assert (completion.log_r > -math.inf) == whole
         ends[whole] = ends.get(whole, 0) + (count < 3)
     assert ends[True] and ends[False]
-    posterior = task.fit(steps=30, batch=32, optimisation=OPTIMISATION)
-    better = [c for c in posterior.completions(400) if c.log_r > -math.inf]
-    assert len(better) > 1.1 * sum(c.log_r > -math.inf for c in completions)
+    posterior = task.fit(steps=20, batch=32, optimisation=OPTIMISATION)
+    before = sum(c.log_r == -math.inf for c in completions)
+    after = sum(c.log_r == -math.inf for c in posterior.completions(400))
+    assert after < 0.6 * before
 
 
 def test_best_of_n_is_the_best_of_its_draws(task):

@@ -9,7 +9,7 @@ from torch import Tensor
 from difftilt.text_priors import TextPrior, text_prior
 from difftilt.token_denoisers import TokenNetwork
 
-WORDS = "ann bob cat saw met ran home . ,".split()
+WORDS = ["ann", "bob", "cat", "saw", "met", "ran", "home", ".", ","]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny_text import byte_tokenizer, tiny_prior, word_tokenizer
 
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX
 from difftilt.errors import InputError
 from difftilt.text.canvases import Canvases, canvases_of
 from difftilt.text.codecs import Codec, surrounding
 from difftilt.text.templates import parsed
+from tiny_text import byte_tokenizer, tiny_prior, word_tokenizer
 
 
 @pytest.fixture
