@@ -19,7 +19,8 @@ def longest(model: nn.Module, config: Any, tokenizer: Any = None) -> int | None:
     for name, module in model.named_modules():
         # RoBERTa's kin number positions from after the padding id.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            found.append(module.num_embeddings - 1 - (module.padding_idx or -1))
+            padding = module.padding_idx
+            found.append(module.num_embeddings - (0 if padding is None else padding + 1))
     known = [int(limit) for limit in found if limit is not None and 0 < limit < UNLIMITED]
     return min(known, default=None)
 
