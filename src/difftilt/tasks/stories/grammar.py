@@ -19,13 +19,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from difftilt.errors import InputError
 from difftilt.tasks.stories.catalogue import HEROES, MOODS, TOPICS, Cause
 
 Sentence = tuple[str, ...]
 Verdict = Literal["coherent", "wrong cause", "invalid"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 CAUSE_ODDS = ((0.4, 0.3, 0.2, 0.1), (0.1, 0.2, 0.3, 0.4))
 """p(cause | hint)."""
