@@ -14,6 +14,7 @@ from difftilt.categorical import CategoricalTilt
 from difftilt.chains import Chain, Path
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Order
+from difftilt.noise import GeneratorNoise
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
 TOKENS, LENGTH, EXTRA = 3, 3, 4
@@ -127,7 +128,8 @@ def every_path(chain: Chain) -> Path:
 def end_law(chain: Chain, starts: Tensor, weights: Tensor | None = None) -> Tensor:
     """The law of ``x_0``, (TOKENS ** length,), pushed through all steps from weighted ``x_N``.
 
-    The position of a stepwise order is drawn uniformly, or as the posterior's tilt says.
+    The position of a stepwise order is drawn uniformly, or as the posterior's tilt says; that of a
+    planner is its own.
     """
     share = torch.ones(len(starts)) / len(starts) if weights is None else weights
     x, share = starts, share.double()
@@ -152,6 +154,8 @@ def _planned(chain: Chain, x: Tensor, share: Tensor, n: int) -> tuple[Tensor, Te
     undecided = x == diffusion.undecided
     if not bool(undecided.any()):
         return x, share
+    if diffusion.order.follows_state:
+        return diffusion.planned(x, n, GeneratorNoise()), share
     assert bool((undecided.sum(1) == n).all())
     row, position = undecided.nonzero().unbind(1)
     return diffusion.placed(x[row], position, n), share[row] / n

@@ -58,7 +58,7 @@ class Kernel(nn.Module, ABC):
         noise: Noise,
     ) -> Tensor:
         """``x_n`` with what is decided of step n before the networks predict; the prior's way."""
-        return diffusion.planned(x, n, noise)
+        return diffusion.planned(x, n, noise, condition)
 
     def on(self, diffusion: Diffusion) -> "Kernel":
         """The same networks with the steps of another diffusion.
@@ -301,7 +301,7 @@ class Chain:
         """``x_n`` with what is decided of step n before the networks predict."""
         if self.kernel is not None:
             return self.kernel.planned(x, n, self.condition, self.diffusion, noise)
-        return self.diffusion.planned(x, n, noise)
+        return self.diffusion.planned(x, n, noise, self.condition)
 
     def empty(self, batch: int) -> Shaped[Tensor, "B ..."]:
         """A tensor (B, *event) of the chain's dtype and device."""

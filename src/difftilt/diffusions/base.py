@@ -1,6 +1,7 @@
 """What a chain asks of a state space: its levels, its noise, its reverse steps.
 
-Two state spaces are written: Gaussian (``diffusions.gaussian``) and masked (``diffusions.masked``).
+Three state spaces are written: Gaussian (``diffusions.gaussian``), masked tokens
+(``diffusions.masked``) and tokens that change into any other (``diffusions.uniform``).
 """
 
 from abc import ABC, abstractmethod
@@ -106,11 +107,13 @@ class Diffusion(ABC):
             InputError: one call has no such density.
         """
         raise InputError(
-            "this objective wants the likelihood of x_0 given x_n in one network call, which chains "
-            "of tokens alone have; use RTB or RewardWeighted"
+            "this objective wants the likelihood of x_0 given x_n in one network call, which "
+            "chains of tokens alone have; use RTB or RewardWeighted"
         )
 
-    def planned(self, x: Shaped[Tensor, "B ..."], n: int, noise: Noise) -> Tensor:
+    def planned(
+        self, x: Shaped[Tensor, "B ..."], n: int, noise: Noise, condition: Tensor | None = None
+    ) -> Tensor:
         """``x_n`` with what the step decides before the network is asked, which costs no ratio."""
         return x
 

@@ -9,7 +9,7 @@ y follows, ``log p(y | x, z)``, and one posterior is trained for all (x, y). Two
   (``difftilt.tasks.text``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal

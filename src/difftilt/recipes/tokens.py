@@ -15,7 +15,7 @@ from difftilt.tasks.exact.judge import Judgement, judge, judge_population
 from difftilt.tasks.tokens.laws import exact_law, total_variation
 from difftilt.tasks.tokens.networks import TabularNetwork
 from difftilt.tasks.tokens.problems import TokenProblem
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
+from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
 
 DRAWS = 10_000
 SYSTEMS = 2_000

@@ -26,8 +26,8 @@ def pathwise_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:
     """Draw paths, and accumulate one gradient.
 
     Raises:
-        InputError: the states are tokens, the reward has no gradient, the kernel is a mixture, or the plan asks for a
-            random subset of the steps.
+        InputError: the states are tokens, the reward has no gradient, the kernel is a mixture, or
+            the plan asks for a random subset of the steps.
     """
     objective, plan = state.plan.objective, state.plan
     assert isinstance(objective, PathwiseObjective)
