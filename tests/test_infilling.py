@@ -20,8 +20,8 @@ OPTIMISATION = Optimisation(learning_rate=1e-2, ema=0.9)
 
 
 def liking(texts: list[str]) -> list[float]:
-    """Cats are liked, and who meets ann; the order of words counts."""
-    return [1.5 * t.count("cat") + 3.0 * ("met ann" in t) - 0.5 * t.count(".") for t in texts]
+    """Cats are liked, and "met saw"; the order of words counts."""
+    return [1.5 * t.count("cat") + 3.0 * ("met saw" in t) - 0.5 * t.count(".") for t in texts]
 
 
 def law(prior: TextPrior, template: str, length: int) -> dict[str, float]:
@@ -106,20 +106,20 @@ def test_the_prompt_is_weighed_against_the_posterior(prior, task, unchecked: Non
 
 def test_one_posterior_of_two_templates_reaches_both(prior, task, unchecked: None):
     posterior = task.fit(
-        steps=160, batch=64, warm_start=0.3, paths_per_condition=16, optimisation=OPTIMISATION
+        steps=140, batch=48, warm_start=0.3, paths_per_condition=16, optimisation=OPTIMISATION
     )
-    certificate = posterior.certify(600)
+    certificate = posterior.certify(400)
     for context, (template, length) in enumerate(zip(TEMPLATES, (2, 1), strict=True)):
         wanted, z = tilted(law(prior, template, length))
-        texts = posterior.sample(2000, context)
-        distance = 0.5 * sum(abs(texts.count(t) / 2000 - p) for t, p in wanted.items())
-        before = [c.text for c in task.prior_samples(2000, context)]
-        assert distance < 0.12 < 0.5 * sum(abs(before.count(t) / 2000 - wanted[t]) for t in wanted)
+        texts = posterior.sample(1500, context)
+        distance = 0.5 * sum(abs(texts.count(t) / 1500 - p) for t, p in wanted.items())
+        before = [c.text for c in task.prior_samples(1500, context)]
+        assert distance < 0.15 < 0.5 * sum(abs(before.count(t) / 1500 - wanted[t]) for t in wanted)
         estimate = certificate.each[context].defensive.best
         assert estimate.low <= math.log(z) <= estimate.high
-        assert certificate.each[context].ess > 0.85
+        assert certificate.each[context].ess > 0.75
     assert certificate.names[1] == "bob met [1] cat (1 tokens)"
-    exact = posterior.sample(1500, correct="snis", effort=8)
+    exact = posterior.sample(600, correct="snis", effort=5)
     assert fits(exact, tilted(law(prior, TEMPLATES[0], 2))[0])
 
 
@@ -189,6 +189,12 @@ def test_best_of_n_is_the_best_of_its_draws(task):
     assert isinstance(best[0], Completion) and best[0].log_w is None
     with pytest.raises(InputError, match="among=0"):
         task.best_of_n(4, among=0)
+
+
+def test_canvases_made_elsewhere_are_filled_like_templates(prior, task):
+    same = prior.infill(task.canvases.conditions, liking, banned=["[PAD]"])
+    assert same.prior_samples(20, 1) == task.prior_samples(20, 1)
+    assert same.prompted().completions(20) == task.prompted().completions(20)
 
 
 def test_a_reward_of_tensors_goes_in_checked(prior):

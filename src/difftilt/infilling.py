@@ -35,7 +35,8 @@ from difftilt.noise import StreamNoise
 from difftilt.objectives.base import Objective
 from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.sampling import Correction, Samples, weighted_sample
-from difftilt.text.canvases import Canvases, Layout, Passage
+from difftilt.text.canvases import Canvases
+from difftilt.text.layouts import Layout, Passage
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from difftilt.chains import Chain
 from difftilt.diffusions.masked import MaskedDiffusion
@@ -18,8 +19,9 @@ from difftilt.errors import InputError
 from difftilt.infilling import Infilling
 from difftilt.posteriors import Prior
 from difftilt.rewards import CheckedReward, as_reward
-from difftilt.text.canvases import Canvases, Lengths, SuffixUse, canvases_of
+from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, TextModel, codec_of
+from difftilt.text.layouts import Lengths, SuffixUse
 from difftilt.text.rewards import StringReward, TextReward, WellFormed
 from difftilt.text.templates import parsed
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
@@ -59,7 +61,7 @@ class TextPrior:
 
     def infill(
         self,
-        template: str | Sequence[str],
+        template: str | Sequence[str] | Tensor,
         reward: Callable[..., Any],
         *,
         beta: float = 1.0,
@@ -70,11 +72,13 @@ class TextPrior:
         """The task of filling the slots of one template, or of several at once.
 
         Arguments:
-            template: e.g. "She opened the door. [5-12] Then she ran."; see ``text.templates``.
+            template: e.g. "She opened the door. [5-12] Then she ran."; see ``text.templates``. Or
+                canvases (C, 2, L) of the model's ids, made elsewhere.
             reward: a ``TextReward``; a ``CheckedReward`` of (x_0, canvases); or any function of
                 ``list[str]``, the whole texts.
             beta: β > 0.
-            suffix: who sees the text after the last slot: "posterior" (default), "both", "none".
+            suffix: who sees the text after the last slot: "posterior" (default), "both", "none";
+                given canvases say so themselves.
             lengths: of variable slots: "padding", or the law that they are drawn from.
             banned: ids, or texts of one token, that no slot may hold.
 
@@ -83,10 +87,13 @@ class TextPrior:
                 suffix that is asked for and absent; β that is not positive.
         """
         codec = codec_of(self.model)
-        texts = [template] if isinstance(template, str) else list(template)
-        templates = [parsed(text) for text in texts]
-        canvases = canvases_of(templates, codec, lengths, suffix, self.model.max_length)
-        pads = lengths == "padding" and any(s.least < s.most for t in templates for s in t.slots)
+        if isinstance(template, Tensor):
+            canvases = given_canvases(template, codec)
+        else:
+            texts = [template] if isinstance(template, str) else template
+            templates = [parsed(text) for text in texts]
+            canvases = canvases_of(templates, codec, lengths, suffix, self.model.max_length)
+        pads = lengths == "padding" and canvases.variable
         forbidden = self._banned(codec, banned, pads)
         prior = Prior(self._chain(canvases, forbidden), source=self.model.source)
         checked = _checked(reward, canvases)

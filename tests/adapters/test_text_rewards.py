@@ -11,7 +11,7 @@ from difftilt.adapters.text_rewards import (
 )
 from difftilt.errors import InputError
 from difftilt.rewards import reward_bound
-from difftilt.text.canvases import Passage
+from difftilt.text.layouts import Passage
 from difftilt.text.rewards import StringReward
 from tiny_text import byte_tokenizer, log_likelihood, tiny_gpt, tiny_prior, word_tokenizer
 

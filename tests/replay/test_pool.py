@@ -7,7 +7,7 @@ from torch import Tensor
 from difftilt.chains import Path
 from difftilt.errors import RewardError
 from difftilt.noise import GeneratorNoise
-from difftilt.replay.pool import PathPool, tempered_exponent
+from difftilt.replay.pool import PathPool, tempered_exponent, within_groups
 from difftilt.rollouts import rollout
 from difftilt.scoring import log_ratio
 from tests.toys import Likelihood, linear_posterior
@@ -112,3 +112,30 @@ def test_a_reward_in_double_precision_outlives_the_refilling_of_the_pool():
     pool.add(paths([1.0, 1.0]), torch.ones(2).double(), torch.zeros(2), prior_share=0.5)
     assert pool.log_r.tolist() == [1.0, 1.0, 0.0, 0.0]
     assert pool.log_r.dtype == pool.log_proposal.dtype == torch.float64
+
+
+def test_weights_are_scaled_within_their_group():
+    log_w = torch.tensor([0.0, 5.0, -300.0, -300.0, -math.inf, 90.0])
+    group = torch.tensor([0, 0, 1, 1, 2, 0])
+    scaled = within_groups(log_w, group).exp()
+    totals = torch.zeros(3).index_add(0, group, scaled)
+    assert totals.tolist() == pytest.approx([3.0, 2.0, 0.0], rel=1e-5)
+    assert float(scaled[1] / scaled[5]) == pytest.approx(math.exp(-85), rel=1e-4)
+    assert within_groups(log_w, None) is log_w
+
+
+def test_a_condition_of_large_rewards_does_not_drive_the_others_out(generator: torch.Generator):
+    """log Z of the conditions is 0, 40 and -60: each is drawn as often as it was asked for."""
+    label = torch.tensor([0, 1, 2, 2]).repeat(500)
+    offset = torch.tensor([0.0, 40.0, -60.0])[label]
+    inner = torch.randn(2000, generator=generator)
+    pool = PathPool(2000)
+    bare = paths(inner.tolist())
+    pool.add(Path(bare.states, bare.predictions, None, label), inner + offset, offset * 0, 1.0)
+    exponent = pool.exponent(1.0, 0.2)
+    assert exponent == 1.0
+    path, _ = pool.draw(4000, 1.0, exponent, generator)
+    assert path.condition is not None
+    assert torch.bincount(path.condition).tolist() == pytest.approx([1000, 1000, 2000], abs=40)
+    # Within a condition the draws follow exp(inner): a normal moved by one.
+    assert float(path.x_0[path.condition == 2].mean()) == pytest.approx(1.0, abs=0.2)

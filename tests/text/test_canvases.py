@@ -5,7 +5,7 @@ import torch
 
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX
 from difftilt.errors import InputError
-from difftilt.text.canvases import Canvases, canvases_of
+from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, surrounding
 from difftilt.text.templates import parsed
 from tiny_text import byte_tokenizer, tiny_prior, word_tokenizer
@@ -94,6 +94,24 @@ def test_with_padding_a_slot_holds_its_most(codec: Codec):
     assert passages[1].fillings == ("ann bob",) and passages[1].text == "ann bob ran"
 
 
+def test_canvases_made_elsewhere_read_back_as_templates(codec: Codec):
+    canvases = made(codec, "ann saw [3] bob [1-2] . cat ran", "[2] ran")
+    again = given_canvases(canvases.conditions, codec)
+    assert [str(layout.template) for layout in again.layouts] == [
+        "ann saw [0-3] bob [0-2] . cat ran",
+        "[0-2] ran",
+    ]
+    assert torch.equal(again.conditions, canvases.conditions)
+    ids = canvases.conditions[:, 0].clone()
+    ids[canvases.conditions[:, 1] == GENERATED] = codec.ids("met")[0]
+    passages = again.passages(ids, again.conditions)
+    assert [p.text for p in passages] == [
+        "ann saw met met met bob met met . cat ran",
+        "met met ran",
+    ]
+    assert passages[0].after == " . cat ran"
+
+
 def test_errors_of_canvases(codec: Codec):
     with pytest.raises(InputError, match="no token for 'dog', 'barked' in the template"):
         made(codec, "dog barked [3]")
@@ -103,7 +121,7 @@ def test_errors_of_canvases(codec: Codec):
         made(codec, "[32]", max_length=32)
     with pytest.raises(InputError, match="templates 0 and 1 give the same canvas"):
         made(codec, "[1] ran", "[1] met", suffix="none")
-    with pytest.raises(InputError, match="more than 4096 choices"):
+    with pytest.raises(InputError, match="8000 choices of lengths, more than 1024"):
         made(codec, "[1-20] [1-20] [1-20]", lengths="uniform")
     with pytest.raises(InputError, match="law of lengths"):
         made(codec, "[1-2]", lengths=lambda n: 0.0)

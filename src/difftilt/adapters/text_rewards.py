@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.errors import InputError
-from difftilt.text.canvases import Passage
 from difftilt.text.codecs import plain_ids, surrounding
+from difftilt.text.layouts import Passage
 from difftilt.text.rewards import Reads, TextReward, read
 
 

@@ -4,12 +4,15 @@ Paths are drawn from the mixture ``(1 - a) q + a p`` of the present posterior an
 their importance weights ``r^β / ((1 - a) q/p + a)`` are bounded by ``max r^β / a`` and no mode of
 the prior can be forgotten. While the weights are too uneven the reward is tempered: the exponent γ
 is the largest in (0, 1] at which the pool's effective sample size reaches a wanted share.
+
+Paths of several conditions are weighed within their condition: Z(c) may differ by any factor, and
+an amortised posterior wants every condition as often as it was asked for.
 """
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.chains import Path
@@ -17,8 +20,32 @@ from difftilt.errors import RewardError
 from difftilt.smc.resampling import systematic
 
 
+def within_groups(
+    log_w: Float[Tensor, " K"], group: Int[Tensor, " K"] | None
+) -> Float[Tensor, " K"]:
+    """Log-weights scaled so that each group's total is its number of paths.
+
+    A group whose weights are all zero keeps them.
+
+    Arguments:
+        log_w: log-weights; -inf for zero.
+        group: (K,) numbers from 0, or None: all are one group, which is left as it is.
+    """
+    if group is None:
+        return log_w
+    counts = torch.bincount(group)
+    highest = log_w.new_full((len(counts),), -math.inf)
+    highest = highest.scatter_reduce(0, group, log_w, "amax").nan_to_num(neginf=0.0)
+    total = log_w.new_zeros(len(counts)).index_add(0, group, (log_w - highest[group]).exp())
+    scale = torch.where(total > 0, counts.log() - highest - total.log(), 0.0)
+    return log_w + scale[group]
+
+
 def tempered_exponent(
-    log_r: Float[Tensor, " K"], log_proposal: Float[Tensor, " K"], share: float
+    log_r: Float[Tensor, " K"],
+    log_proposal: Float[Tensor, " K"],
+    share: float,
+    group: Int[Tensor, " K"] | None = None,
 ) -> float:
     """Largest γ in (0, 1] with effective sample size of ``γ log r - log_proposal`` >= ``share``.
 
@@ -29,6 +56,7 @@ def tempered_exponent(
         log_r: ``β log r``, nats.
         log_proposal: log of the proposal's density relative to the prior.
         share: wanted effective sample size, as a fraction of the paths of non-zero reward.
+        group: (K,) the condition of each path, as a number from 0; None for a single one.
     """
     possible = torch.isfinite(log_r)
     if not bool(possible.any()):
@@ -37,9 +65,10 @@ def tempered_exponent(
             "from; soften the reward, give it a floor, or raise pool_capacity"
         )
     log_r, log_proposal = log_r[possible], log_proposal[possible]
+    group = None if group is None else group[possible]
 
     def effective(gamma: float) -> float:
-        log_w = gamma * log_r - log_proposal
+        log_w = within_groups(gamma * log_r - log_proposal, group)
         log_w = log_w - log_w.max()
         return float(log_w.exp().sum() ** 2 / (2 * log_w).exp().sum() / len(log_w))
 
@@ -65,6 +94,7 @@ class PathPool:
         self.log_r = torch.zeros(0)
         self.log_proposal = torch.zeros(0)
         self.oldest = 0
+        self._groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.log_r)
@@ -86,6 +116,7 @@ class PathPool:
         # A reward in float64 on float32 paths, for example.
         log_proposal = log_proposal.to(log_r)
         bare = Path(path.states, path.predictions, None, path.condition)
+        self._groups = None
         room = min(len(log_r), self.capacity - len(self))
         if room:
             self._append(bare.select(torch.arange(room)), log_r[:room], log_proposal[:room])
@@ -117,14 +148,21 @@ class PathPool:
 
     def exponent(self, beta: float, share: float) -> float:
         """The exponent γ at which the pool's effective sample size is at least ``share``."""
-        return tempered_exponent(beta * self.log_r, self.log_proposal, share)
+        return tempered_exponent(beta * self.log_r, self.log_proposal, share, self.groups)
+
+    @property
+    def groups(self) -> Int[Tensor, " K"] | None:
+        """The condition of each path as a number from 0, or None without conditions."""
+        if self._groups is None and self.path is not None and self.path.condition is not None:
+            self._groups = torch.unique(self.path.condition, dim=0, return_inverse=True)[1]
+        return self._groups
 
     def draw(
         self, count: int, beta: float, exponent: float, generator: torch.Generator | None
     ) -> tuple[Path, Float[Tensor, " B"]]:
         """``count`` paths resampled by ``γ β log r - log proposal``, with their ``log r``."""
         assert self.path is not None
-        log_w = exponent * beta * self.log_r - self.log_proposal
+        log_w = within_groups(exponent * beta * self.log_r - self.log_proposal, self.groups)
         rows = systematic(log_w, count, generator)
         return self.path.select(rows), self.log_r[rows]
 
@@ -146,5 +184,6 @@ class PathPool:
         if not state:
             return
         self.log_r, self.log_proposal = state["log_r"].clone(), state["log_proposal"].clone()
+        self._groups = None
         self.oldest = int(state["oldest"])
         self.path = Path(state["states"], state.get("predictions"), None, state.get("condition"))

@@ -4,8 +4,8 @@
     given                      generated   suffix        given   given
 
 Every template, and every choice of the lengths of its slots, is one canvas; all are padded to one
-length, so that a batch may mix them. A *passage* is a filled canvas as text: what stands before the
-first slot, the middle, and the suffix ``after``.
+length, so that a batch may mix them. Models that hide pads do not notice; another one takes the
+padding, ends of text, for what follows: give it templates of one length.
 
 Lengths of a slot ``[5-12]``:
 
@@ -14,88 +14,17 @@ Lengths of a slot ``[5-12]``:
 * a law of lengths: the length is drawn first, and the canvas is that much shorter.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, canvas, completed
+from difftilt.diffusions.masked import GENERATED, GIVEN, canvas, completed
 from difftilt.errors import InputError
 from difftilt.text.codecs import Codec
-from difftilt.text.templates import Slot, Template
-
-Lengths = Literal["padding", "uniform"] | Callable[[int], float]
-"""How the length of a slot is found: "padding", or the law that it is drawn from."""
-SuffixUse = Literal["posterior", "both", "none"]
-"""Who sees the suffix: the posterior alone, prior and posterior, or nobody but the reward."""
-
-MOST_CANVASES = 4096
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A filled canvas as text.
-
-    Arguments:
-        before: up to the first slot.
-        middle: from the first slot to the end of the last, with the white space in front.
-        after: the suffix, with the white space in front.
-        fillings: what each slot holds.
-    """
-
-    before: str
-    middle: str
-    after: str
-    fillings: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """The whole."""
-        return self.before + self.middle + self.after
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One canvas, not yet padded.
-
-    Arguments:
-        context: number of the template.
-        template: what it is made of.
-        tokens: ids, those of a pad where something is to be generated.
-        roles: of each position.
-        places: of each slot.
-        probability: of these lengths, given the template.
-    """
-
-    context: int
-    template: Template
-    tokens: tuple[int, ...]
-    roles: tuple[int, ...]
-    places: tuple[range, ...]
-    probability: float
-
-    def fillings(self, ids: Sequence[int], codec: Codec) -> tuple[str, ...]:
-        """What each slot of a filled canvas holds."""
-        return tuple(codec.text(ids[place.start : place.stop]) for place in self.places)
-
-    def passage(self, ids: Sequence[int], codec: Codec) -> Passage:
-        """A filled canvas as text."""
-        fillings = self.fillings(ids, codec)
-        return Passage(*self.template.filled(fillings), fillings)
-
-    def well_formed(self, ids: Sequence[int], pad_id: int) -> bool:
-        """Whether each slot is filled from its start, and far enough."""
-        for slot, place in zip(self.template.slots, self.places, strict=True):
-            is_pad = [ids[i] == pad_id for i in place]
-            least = min(slot.least, len(place))
-            if is_pad != sorted(is_pad) or is_pad.count(False) < least:
-                return False
-        return True
+from difftilt.text.layouts import Layout, Lengths, Passage, SuffixUse, laid_out, read_back
+from difftilt.text.templates import Template
 
 
 class Canvases:
@@ -134,6 +63,12 @@ class Canvases:
     def generated(self) -> int:
         """Most positions to generate in any canvas."""
         return int((self.conditions[:, 1] == GENERATED).sum(1).max())
+
+    @property
+    def variable(self) -> bool:
+        """Whether some slot may hold more or fewer tokens."""
+        slots = [slot for layout in self.layouts for slot in layout.template.slots]
+        return any(slot.least < slot.most for slot in slots)
 
     def of(self, context: int) -> tuple[Int[Tensor, "c 2 L"], list[float]]:
         """The canvases of a template, and the probability of each.
@@ -216,9 +151,18 @@ def canvases_of(
                 f"suffix={suffix!r} but no text follows the last slot of template {context}, "
                 f"{str(template)!r}; write one, or leave suffix out"
             )
-        layouts += _layouts(context, template, codec, lengths, suffix or "posterior")
+        layouts += laid_out(context, template, codec, lengths, suffix or "posterior")
         _check_size(layouts, max_length)
     return Canvases(layouts, codec)
+
+
+def given_canvases(conditions: Int[Tensor, "C 2 L"], codec: Codec) -> Canvases:
+    """Canvases that were made elsewhere; a slot is a run of generated positions.
+
+    A slot may hold any number of tokens up to its width, pads behind them.
+    """
+    rows = enumerate(conditions.tolist())
+    return Canvases([read_back(i, tokens, roles, codec) for i, (tokens, roles) in rows], codec)
 
 
 def _check_size(layouts: list[Layout], max_length: int | None) -> None:
@@ -228,61 +172,3 @@ def _check_size(layouts: list[Layout], max_length: int | None) -> None:
             f"template {last.context} needs {longest} tokens, but the model reads at most "
             f"{max_length}; shorten its text or its slots"
         )
-    if len(layouts) > MOST_CANVASES:
-        raise InputError(
-            f"the templates have more than {MOST_CANVASES} choices of lengths; use "
-            "lengths='padding', or fewer slots of variable length"
-        )
-
-
-def _layouts(
-    context: int, template: Template, codec: Codec, lengths: Lengths, suffix: SuffixUse
-) -> Iterator[Layout]:
-    """One layout for every choice of lengths that has a positive probability."""
-    laws = [_law(slot, lengths) for slot in template.slots]
-    for chosen in itertools.product(*(law.items() for law in laws)):
-        wanted = [length for length, _ in chosen]
-        probability = math.prod(share for _, share in chosen)
-        yield _layout(context, template, codec, (wanted, probability), suffix)
-
-
-def _law(slot: Slot, lengths: Lengths) -> dict[int, float]:
-    """The probability of each length of a slot."""
-    if lengths == "padding":
-        return {slot.most: 1.0}
-    possible = range(slot.least, slot.most + 1)
-    if callable(lengths):
-        weights = {length: float(lengths(length)) for length in possible}
-    else:
-        weights = {length: 1.0 for length in possible}
-    total = sum(weights.values())
-    if not (0 < total < math.inf) or min(weights.values()) < 0:
-        raise InputError(
-            f"the law of lengths gives {list(weights.values())} to the slot {slot.written}; its "
-            "weights must be >= 0, finite and not all 0"
-        )
-    return {length: weight / total for length, weight in weights.items() if weight > 0}
-
-
-def _layout(
-    context: int,
-    template: Template,
-    codec: Codec,
-    chosen: tuple[list[int], float],
-    suffix: SuffixUse,
-) -> Layout:
-    tokens, places, (waiting, probability) = list(codec.opening), [], chosen
-    roles, remaining = [GIVEN] * len(tokens), iter(waiting)
-    for part in template.without_suffix:
-        ids = codec.ids(part) if isinstance(part, str) else [codec.pad_id] * next(remaining)
-        if isinstance(part, Slot):
-            places.append(range(len(tokens), len(tokens) + len(ids)))
-        roles += [GENERATED if isinstance(part, Slot) else GIVEN] * len(ids)
-        tokens += ids
-    if suffix != "none":
-        ids = codec.ids(template.suffix)
-        roles += [SUFFIX if suffix == "posterior" else GIVEN] * len(ids)
-        tokens += ids
-    tokens += codec.closing
-    roles += [GIVEN] * len(codec.closing)
-    return Layout(context, template, tuple(tokens), tuple(roles), tuple(places), probability)

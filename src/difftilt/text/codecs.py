@@ -29,7 +29,7 @@ class TextModel(Protocol):
 
     @property
     def pad_id(self) -> int | None:
-        """The id that fills up a canvas, or None."""
+        """The id that no position sees, or None; then a pad or end of text fills up canvases."""
         ...
 
     @property
@@ -134,11 +134,15 @@ def codec_of(model: TextModel) -> Codec:
     """The codec of a model.
 
     Raises:
-        InputError: nothing fills up a canvas, or nothing can stand in front of a shifted model's.
+        InputError: it has no tokenizer, nothing fills up a canvas, or nothing can stand in front of
+            a shifted model's.
     """
     tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise InputError(f"{model.source} came without a tokenizer, which text needs; give one")
     ends = getattr(tokenizer, "eos_token_id", None)
-    pad = ends if model.pad_id is None else model.pad_id
+    fillers = (model.pad_id, getattr(tokenizer, "pad_token_id", None), ends)
+    pad = next((i for i in fillers if i is not None), None)
     if pad is None or not 0 <= pad < model.network.vocab_size:
         raise InputError(
             f"the model has no id to fill up a canvas with (pad_id={pad} of "

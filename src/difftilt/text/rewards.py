@@ -1,6 +1,6 @@
 """Rewards that read text: the contract of ``difftilt.rewards`` over strings.
 
-A ``TextReward`` scores *passages* (``difftilt.text.canvases``). Bound to the canvases of an
+A ``TextReward`` scores *passages* (``difftilt.text.layouts``). Bound to the canvases of an
 infilling it is a reward like any other, ``(x_0, condition) -> log r (B,)``; ``Infilling`` binds it.
 Each passage of a batch is scored once, however often it occurs, so that a reward must be a function
 of the text. ``StringReward`` makes one of any function of strings; those with a network inside are
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from difftilt.errors import InputError, RewardError
 from difftilt.rewards import CheckedReward
-from difftilt.text.canvases import Canvases, Passage
+from difftilt.text.canvases import Canvases
+from difftilt.text.layouts import Passage
 
 Reads = Literal["text", "middle"]
 """What of a passage a reward reads: the whole text, or what was filled in."""
