@@ -85,7 +85,7 @@ class LevelFeatures(nn.Module):
         exponent = torch.arange(half, dtype=torch.float32, device=sigma.device) / half
         angle = sigma.float()[:, None] * LONGEST_PERIOD**-exponent
         waves = torch.cat([angle.cos(), angle.sin()], 1)
-        return F.silu(self.mlp(waves.to(self.mlp[0].weight.dtype)))
+        return F.silu(self.mlp(waves.to(next(self.mlp.parameters()).dtype)))
 
 
 class Rotary(nn.Module):

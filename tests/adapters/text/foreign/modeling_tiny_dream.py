@@ -20,7 +20,7 @@ class DreamConfig(PretrainedConfig):
         self.max_position_embeddings = 24
         self.rope_theta = 100.0
         self.initializer_range = 0.02
-        super().__init__(**others)
+        super().__init__(**{**others, "tie_word_embeddings": False})
         self.mask_token_id = mask_token_id
 
 

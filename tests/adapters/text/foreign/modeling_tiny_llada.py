@@ -16,10 +16,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 class LLaDAConfig(PretrainedConfig):
     model_type = "llada"
 
-    def __init__(self, d_model=16, n_heads=2, n_layers=2, vocab_size=32, **others):
-        self.d_model, self.n_heads, self.n_layers = d_model, n_heads, n_layers
-        self.vocab_size = vocab_size
-        super().__init__(**others)
+    def __init__(self, use_cache=False, **others):
+        sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "vocab_size": 32}
+        super().__init__(**{**sizes, **others, "use_cache": use_cache})
 
 
 class Output(NamedTuple):
