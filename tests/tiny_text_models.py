@@ -1,6 +1,11 @@
 """Tiny language models with random weights, and what a test asks of any of them."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from difftilt.adapters.text.base import TextModel
@@ -104,3 +109,28 @@ def chain_of(model: TextModel, length: int = 6) -> Chain:
     """A chain that generates all of a canvas, in any order."""
     denoiser = model.denoiser()
     return Chain(denoiser, MaskedDiffusion(denoiser.vocab_size, length), (length,))
+
+
+FOREIGN = {
+    "llada": {"class": "LLaDAModelLM", "model_type": "llada"},
+    "dream": {"class": "DreamModel", "model_type": "Dream"},
+}
+
+
+def plain_foreign(folder: Path, family: str) -> nn.Module:
+    """A folder's model by its own class, made without ``load_text_model``."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    name = f"modeling_tiny_{family}.{FOREIGN[family]['class']}"
+    kind: Any = get_class_from_dynamic_module(name, str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        if "default" not in ROPE_INIT_FUNCTIONS:
+            exponent = torch.arange(0, 8, 2) / 8
+            patch.setitem(ROPE_INIT_FUNCTIONS, "default", lambda *_: (100.0**-exponent, 1.0))
+        patch.setattr(kind.config_class, "use_cache", False, raising=False)
+        model = kind(kind.config_class(vocab_size=32, mask_token_id=31))
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        model.load_state_dict(load_file(weights))
+    return model.eval()

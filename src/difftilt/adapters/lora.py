@@ -121,6 +121,9 @@ def plain_copy(network: nn.Module, adapter: str | None = None) -> nn.Module:
     plain = copy.deepcopy(network)
     for name, layer in _lora_layers(plain).items():
         if adapter is not None and adapter in layer.lora_A:
+            # A head may share its weight with the embedding, which the adapter does not touch.
+            base = layer.get_base_layer()
+            base.weight = nn.Parameter(base.weight.detach().clone())
             layer.merge(safe_merge=True, adapter_names=[adapter])
         parent, _, child = name.rpartition(".")
         setattr(plain.get_submodule(parent), child, layer.get_base_layer())

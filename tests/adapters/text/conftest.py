@@ -1,12 +1,15 @@
 """A tokenizer of 25 tokens and a tiny BERT that knows more."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from torch import nn
 
-from tiny_text_models import SPECIALS, WORDS, masked_lm
+from tiny_text_models import FOREIGN, SPECIALS, WORDS, masked_lm, plain_foreign, spread
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +48,28 @@ def head_rows() -> Callable[[nn.Module], list[int]]:
         return seen
 
     return watch
+
+
+@pytest.fixture
+def foreign_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes a folder whose model brings its own code, with random weights."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", tmp_path / "modules")
+
+    def write(family: str) -> Path:
+        names = FOREIGN[family]
+        folder = tmp_path / family
+        folder.mkdir()
+        module = f"modeling_tiny_{family}"
+        shutil.copy(Path(__file__).parent / "foreign" / f"{module}.py", folder)
+        config = {
+            "model_type": names["model_type"],
+            "architectures": [names["class"]],
+            "auto_map": {"AutoModel": f"{module}.{names['class']}"},
+            "mask_token_id": 31,
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        weights = spread(plain_foreign(folder, family)).state_dict()
+        save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
+        return folder
+
+    return write

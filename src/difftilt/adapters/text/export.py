@@ -75,6 +75,7 @@ def _save(network: Any, folder: Path) -> None:
     if isinstance(network, TransformersNetwork):
         # Whoever loads it may have no tokenizer that knows.
         network.model.config.mask_token_id = network.mask_id
+        _untie(network.model)
         network.model.save_pretrained(str(folder), safe_serialization=True)
     elif isinstance(network, DDiTNetwork):
         folder.mkdir()
@@ -85,6 +86,17 @@ def _save(network: Any, folder: Path) -> None:
         raise InputError(
             f"a {type(network).__name__} has no published layout; save its state_dict() yourself"
         )
+
+
+def _untie(model: Any) -> None:
+    """Say so where an adapter parted the head's weight from the embedding's."""
+    head = model.get_output_embeddings()
+    if head is None or head.weight is model.get_input_embeddings().weight:
+        return
+    if getattr(model.config, "tie_word_embeddings", False):
+        model.config.tie_word_embeddings = False
+        if head.bias is not None:
+            head.bias = nn.Parameter(head.bias.detach().clone())
 
 
 def _copy_code(network: nn.Module, source: str, folder: Path) -> None:
