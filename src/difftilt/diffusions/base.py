@@ -106,8 +106,8 @@ class Diffusion(ABC):
             InputError: one call has no such density.
         """
         raise InputError(
-            "this objective wants the likelihood of x_0 given x_n in one network call, which chains "
-            "of tokens alone have; use RTB or RewardWeighted"
+            "this objective wants the likelihood of x_0 given x_n in one network call, which only "
+            "chains of tokens have; use RTB or RewardWeighted"
         )
 
     def planned(self, x: Shaped[Tensor, "B ..."], n: int, noise: Noise) -> Tensor:
