@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.chains import Chain
-from difftilt.diffusions.masked import MaskedDiffusion, MaskedLevel
+from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Order
 from difftilt.kernels import DenoiserKernel
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
+from difftilt.values import Value
 
 K, LENGTH = 3, 3
 ENDS = torch.tensor(list(itertools.product(range(K), repeat=LENGTH)))
@@ -39,6 +40,22 @@ class Table(TokenNetwork):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
+
+
+class TableValue(Value):
+    """One number per masked state, zero at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(len(STATES)))
+
+    def forward(self, x: Tensor, n, prediction: Tensor, condition=None, beta=1.0) -> Tensor:
+        return self.table[state_codes(x)]
+
+
+def state_codes(x: Tensor) -> Tensor:
+    """The index of each state in ``STATES``, whatever the steps of its masks."""
+    return (x.clamp(max=K) * (K + 1) ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
 
 
 def joint(seed: int = 0) -> Tensor:
@@ -77,7 +94,7 @@ def token_chain(logits: Tensor, order: Order | None = None) -> Chain:
 def any_order_law(denoiser: TokenDenoiser) -> Tensor:
     """The law of the ends of a uniform order, one position at a time; float64, (K^L,)."""
     with torch.no_grad():
-        level = MaskedLevel(None, torch.ones(len(STATES)))  # type: ignore[arg-type]
+        level = MaskedDiffusion(K, LENGTH).leap.level(1, STATES)
         probs = denoiser.log_probs(denoiser.features(STATES, level)).double().exp()
     index = {tuple(s.tolist()): i for i, s in enumerate(STATES)}
     mass = torch.zeros(len(STATES), dtype=torch.float64)

@@ -266,7 +266,7 @@ class Chain:
         with torch.no_grad():
             return denoiser(x, level)
 
-    def clean(self, prediction: Tensor, x: Tensor, n: int) -> Float[Tensor, "B ..."]:
+    def clean(self, prediction: Tensor, x: Tensor, n: int) -> Shaped[Tensor, "B ..."]:
         """The prior's guess of x_0 at ``x_n``, from its prediction there or, of tokens, one more.
 
         Arguments:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from difftilt._ops import log_mean_exp
@@ -137,7 +137,7 @@ class Value(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        x: Float[Tensor, "B ..."],
+        x: Shaped[Tensor, "B ..."],
         n: int | Int[Tensor, " B"],
         prediction: Tensor,
         condition: Tensor | None = None,

@@ -14,7 +14,6 @@ from difftilt.diffusions.orders import AnyOrder, LeftToRight, Order, Parallel, S
 from difftilt.kernels import full_copy
 from difftilt.noise import Noise
 from difftilt.posteriors import Prior
-from difftilt.sampling import Tilted
 from difftilt.smc.feynman_kac import Resampling, particle_systems
 from difftilt.smc.methods import SVDD, BestOfN, FKSteering, ImportanceResampling
 from difftilt.smc.population import Population
@@ -22,7 +21,6 @@ from difftilt.smc.potentials import POTENTIALS, Twist, TwistedChain
 from difftilt.token_denoisers import TokenDenoiser
 from tabular import (
     ENDS,
-    LENGTH,
     K,
     Table,
     arbitrary,
@@ -162,18 +160,17 @@ METHODS = [
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{type(m).__name__} {m.size}")
-@pytest.mark.parametrize("order", [AnyOrder(), Stepwise(), AnyOrder(2), Parallel(2)], ids=repr)
+@pytest.mark.parametrize("order", [AnyOrder(), Stepwise(), Parallel(2)], ids=repr)
 @pytest.mark.parametrize("trained", [False, True])
 def test_z_is_unbiased_for_every_method_and_order(method: Population, order: Order, trained: bool):
-    """Within 5 standard errors; 32 such tests fail by chance once in 5e4."""
-    exact = type(order) in (AnyOrder, Stepwise) and order != AnyOrder(2)
-    # Revealing several tokens at once is the law of a product alone.
-    law = joint() if exact else product()
+    """Within 5 standard errors; 24 such tests fail by chance once in 7e4."""
+    # Several tokens at once are right for a product alone.
+    law = product() if isinstance(order, Parallel) else joint()
     chain = token_chain(conditionals(law), order)
     if trained:
         chain = moved_copy(chain)
     target = Prior(chain.prior).tilt(coupled)
-    z = target.population(method, chain).draw(3_000).log_w
+    z = target.population(method, chain).draw(1_500).log_w
     assert z is not None
     z = z.exp()
     truth = math.exp(tilted(law)[1])
@@ -182,16 +179,18 @@ def test_z_is_unbiased_for_every_method_and_order(method: Population, order: Ord
 
 
 @pytest.mark.parametrize("method", [FKSteering(8), SVDD(8)], ids=lambda m: type(m).__name__)
-def test_more_particles_come_nearer_to_the_posterior(method: Population):
+def test_ends_weighted_by_z_are_the_posterior_of_any_prior(method: Population):
     """A uniform order of a prior that belongs to no joint law: particles need no such law."""
     chain = token_chain(arbitrary())
     law = ends_law(chain)
     posterior, _ = tilted(law)
-    x = Prior(chain).tilt(coupled).population(method).sample(4_000)
-    found = torch.bincount(codes(x), minlength=len(ENDS)) / len(x)
-    # 27 cells of 4,000 draws are 0.03 from their law on average.
-    assert distance(found, posterior) < 0.5 * distance(law, posterior)
-    assert distance(found, posterior) < 0.12
+    drawn = Prior(chain).tilt(coupled).population(method).draw(3_000)
+    assert drawn.log_w is not None
+    weights = drawn.log_w.softmax(0)
+    found = torch.zeros_like(law).index_add(0, codes(drawn.x_0), weights)
+    # 27 cells of 3,000 even draws are 0.03 from their law on average.
+    assert distance(found, posterior) < 0.08
+    assert distance(law, posterior) > 0.4
 
 
 def test_a_corrected_sample_of_a_token_posterior_is_exact():
@@ -210,9 +209,8 @@ def test_the_certificate_of_a_population_of_tokens_holds_log_z():
     target = Prior(chain).tilt(coupled, log_bound=bound)
     certificate = target.population(FKSteering(4)).certify(2_048)
     log_z = tilted(joint())[1]
-    low, high = certificate.log_z_interval
-    assert low < log_z < high
-    assert certificate.elbo < log_z
+    assert certificate.defensive.best.low < log_z < certificate.defensive.best.high
+    assert certificate.elbo.value < log_z < certificate.eubo.value
 
 
 def test_the_best_of_many_forgets_the_prior():
@@ -236,4 +234,3 @@ def test_the_guess_of_a_state_keeps_what_is_shown_and_hides_the_suffix():
     guess = bound.clean(torch.zeros(1), x, 1)
     assert guess.tolist() == [[2, int(seen.argmax()), K]]
     assert chain.calls.prior == before + 1
-    assert Tilted(coupled).beta == 1.0 and LENGTH == 3

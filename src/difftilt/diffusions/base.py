@@ -1,7 +1,6 @@
 """What a chain asks of a state space: its levels, its noise, its reverse steps.
 
-Three state spaces are written: Gaussian (``diffusions.gaussian``), masked tokens
-(``diffusions.masked``) and tokens that change into any other (``diffusions.uniform``).
+Two state spaces are written: Gaussian (``diffusions.gaussian``) and masked (``diffusions.masked``).
 """
 
 from abc import ABC, abstractmethod
@@ -107,8 +106,8 @@ class Diffusion(ABC):
             InputError: one call has no such density.
         """
         raise InputError(
-            "this objective wants the likelihood of x_0 given x_n in one network call, which "
-            "chains of tokens alone have; use RTB or RewardWeighted"
+            "this objective wants the likelihood of x_0 given x_n in one network call, which only "
+            "chains of tokens have; use RTB or RewardWeighted"
         )
 
     def planned(

@@ -157,6 +157,7 @@ class TrainingState:
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
         objective = self.plan.objective
+        _check_states(self.chain, objective)
         if self.chain.initial is not None and isinstance(objective, EndObjective):
             raise InputError(
                 f"{type(objective).__name__} sees single steps and does not train the law of x_N; "
@@ -246,6 +247,19 @@ class TrainingState:
             made["data"] = DataBridges(self.data, self.data_conditions)
         used = {name: (b, weights[name]) for name, b in made.items()}
         return {k: v for k, v in used.items() if v[1] > 0 or (k == "pool" and plan.warm_start > 0)}
+
+
+def _check_states(chain: Chain, objective: Objective) -> None:
+    """Refuse an objective that needs another kind of states than the chain's.
+
+    Raises:
+        InputError: gradients or distances of tokens, or one-call likelihoods of vectors.
+    """
+    near = isinstance(objective, EndObjective) and objective.landings.kind == "near"
+    if objective.door == "pathwise" or near:
+        _ = chain.gaussian
+    if isinstance(objective, EndObjective) and objective.leaps:
+        _ = chain.leap
 
 
 def value_of(chain: Chain, objective: Objective) -> Value | None:
