@@ -180,8 +180,10 @@ class _Lattice:
         tokens = codes.gather(2, chosen).transpose(1, 2)
         like = self.chain.empty(len(self.x_0)).long()
         start = diffusion.base(like, self.condition).canvas
-        return start[:, None].expand(-1, len(digits), -1).scatter(
-            2, places[:, None].expand(-1, len(digits), -1), tokens
+        return (
+            start[:, None]
+            .expand(-1, len(digits), -1)
+            .scatter(2, places[:, None].expand(-1, len(digits), -1), tokens)
         )
 
     def _asked(
@@ -195,7 +197,9 @@ class _Lattice:
         diffusion, where = _masked(self.chain), places[canvas]
         masked = x == diffusion.undecided
         count = masked.sum(1)
-        reveal = Reveal(_positions(masked), torch.ones_like(x[:, : int(count[0])], dtype=torch.bool))
+        reveal = Reveal(
+            _positions(masked), torch.ones_like(x[:, : int(count[0])], dtype=torch.bool)
+        )
         level = MaskedLevel(reveal, count / diffusion.steps)
         condition = None if self.condition is None else self.condition[canvas]
         denoiser = step_denoiser(self.chain).given(condition)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.chains import Chain
+from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.noise import seeded
 from difftilt.objectives.base import Objective
@@ -154,6 +155,8 @@ class TrainingState:
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
         objective = self.plan.objective
+        if objective.door == "pathwise":
+            _ = self.chain.gaussian  # raises the sentence about chains of tokens
         if self.chain.initial is not None and isinstance(objective, EndObjective):
             raise InputError(
                 f"{type(objective).__name__} sees single steps and does not train the law of x_N; "
@@ -241,7 +244,8 @@ def value_of(chain: Chain, objective: Objective) -> Value | None:
     """The value that an objective trains: the one that guides the posterior, or one of its own.
 
     Raises:
-        InputError: the objective trains what guides, and the posterior is guided by no value.
+        InputError: the objective trains what guides, and the posterior is guided by no value; or
+            the states are no vectors of numbers.
     """
     if "log_h" not in objective.needs:
         return None
@@ -251,6 +255,11 @@ def value_of(chain: Chain, objective: Objective) -> Value | None:
         raise InputError(
             f"{type(objective).__name__} trains a value, and the posterior has to be guided by it; "
             "use form=ValueGuided() (or a ValueKernel)"
+        )
+    if not isinstance(chain.diffusion, GaussianDiffusion):
+        raise InputError(
+            f"{type(objective).__name__} learns a value of each state, which is written for "
+            "vectors of numbers; for tokens use RTB, or hand TrainingState a value of your own"
         )
     value = VectorValue(chain.event_shape, chain.steps)
     return value.to(dtype=chain.like.dtype, device=chain.like.device)

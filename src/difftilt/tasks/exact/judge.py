@@ -71,9 +71,7 @@ class Judgement:
 
 
 @torch.no_grad()
-def judge(
-    problem: ExactProblem, chain: Chain, seed: int = 0, draws: int = DRAWS
-) -> Judgement:
+def judge(problem: ExactProblem, chain: Chain, seed: int = 0, draws: int = DRAWS) -> Judgement:
     """Judge a sampler of a problem's posterior.
 
     Arguments:
