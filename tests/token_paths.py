@@ -9,7 +9,7 @@ from torch import Tensor
 from difftilt.chains import Chain, Path
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Order
-from difftilt.tasks.tokens.networks import words
+from difftilt.marginals import words
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
 

@@ -89,10 +89,25 @@ def completion_law(
 def completions(vocab_size: int, condition: Int[Tensor, "C 2 L"]) -> Int[Tensor, "C completions L"]:
     """Every completion of canvases, the last generated position running fastest."""
     positions = _positions(condition[:, 1] == GENERATED)
-    tokens = _digits(vocab_size, positions.shape[1])
+    tokens = words(vocab_size, positions.shape[1])
     x_0 = condition[:, :1].expand(-1, len(tokens), -1)
     place = positions[:, None].expand(-1, len(tokens), -1)
     return x_0.scatter(2, place, tokens.expand(len(condition), -1, -1).to(x_0))
+
+
+def words(base: int, n: int) -> Int[Tensor, "all n"]:
+    """All words of n digits 0 ... base - 1, the last running fastest.
+
+    Raises:
+        InputError: more than 2,000,000 words.
+    """
+    if base**n > MOST_STATES:
+        raise InputError(
+            f"{n} positions have {base}^{n} partial states, more than {MOST_STATES:,}; ask about "
+            "shorter canvases, or estimate by sampling"
+        )
+    place = base ** torch.arange(n - 1, -1, -1)
+    return torch.arange(base**n)[:, None] // place % base
 
 
 def terminal_residual(
@@ -145,7 +160,7 @@ class _Lattice:
         """Log-probability of every choice of candidates, level by level."""
         generated = _generated(self.x_0, self.condition)
         places, masked = _positions(generated), self.candidates.shape[2]
-        digits = _digits(masked + 1, places.shape[1])
+        digits = words(masked + 1, places.shape[1])
         log_p = torch.full((len(places), len(digits)), -math.inf, dtype=torch.float64)
         log_p[:, -1] = 0.0  # the last state is the one that is masked everywhere
         left = (digits == masked).sum(1)
@@ -229,17 +244,6 @@ def _push(
             # Different states have different successors by the same choice.
             after = states[opened] - (masked - v) * (masked + 1) ** (n - 1 - i)
             log_p[:, after] = torch.logaddexp(log_p[:, after], flow[:, opened, i, v])
-
-
-def _digits(base: int, n: int) -> Int[Tensor, "base^n n"]:
-    """All words of n digits, the last running fastest."""
-    if base**n > MOST_STATES:
-        raise InputError(
-            f"{n} positions have {base}^{n} partial states, more than {MOST_STATES:,}; ask about "
-            "shorter canvases, or estimate by sampling"
-        )
-    place = base ** torch.arange(n - 1, -1, -1)
-    return torch.arange(base**n)[:, None] // place % base
 
 
 def _generated(x_0: Int[Tensor, "B L"], condition: Tensor | None) -> Bool[Tensor, "B L"]:

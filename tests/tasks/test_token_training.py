@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from token_paths import every_path, token_chain
 from torch import Tensor
 
 from difftilt.chains import Chain
@@ -21,6 +20,7 @@ from difftilt.tasks.tokens.networks import (
     random_joint,
 )
 from difftilt.tasks.tokens.problems import Couplings, posterior_law, random_couplings
+from token_paths import every_path, token_chain
 
 V, L = 3, 3
 EVERY = canvas(torch.zeros(1, L, dtype=torch.long), torch.full((1, L), GENERATED))
@@ -83,7 +83,12 @@ def distance(posterior: Chain, prior: Chain, reward: Couplings) -> float:
         (arbitrary, LeftToRight(), False),
         (arbitrary, Stepwise(), True),
     ],
-    ids=["consistent, any", "consistent, stepwise", "arbitrary, left to right", "arbitrary, chosen"],
+    ids=[
+        "consistent, any",
+        "consistent, stepwise",
+        "arbitrary, left to right",
+        "arbitrary, chosen",
+    ],
 )
 def test_the_balance_reaches_the_posterior(network, order: Order, learned_order: bool, unchecked):
     prior, reward = token_chain(network(), L, order), couplings()

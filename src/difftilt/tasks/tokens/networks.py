@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from difftilt.marginals import words
 from difftilt.models.token_transformer import TokenTransformer, TransformerSize
 from difftilt.token_denoisers import TokenNetwork
 
@@ -71,11 +72,6 @@ class TransformerNetwork(TokenNetwork):
 
 def _place_values(base: int, length: int) -> Int[Tensor, " L"]:
     return base ** torch.arange(length - 1, -1, -1)
-
-
-def words(base: int, length: int) -> Int[Tensor, "base^length length"]:
-    """All words of so many letters, the last running fastest."""
-    return torch.cartesian_prod(*[torch.arange(base)] * length).reshape(-1, length)
 
 
 def random_joint(

@@ -17,7 +17,7 @@ from torch import Tensor
 from difftilt.chains import Chain
 from difftilt.diffusions.masked import GENERATED, GIVEN, MaskedDiffusion, canvas
 from difftilt.diffusions.orders import AnyOrder, Order, Stepwise
-from difftilt.marginals import completions
+from difftilt.marginals import completions, words
 from difftilt.tasks.exact.base import ExactProblem, Truth
 from difftilt.tasks.tokens.laws import exact_law
 from difftilt.tasks.tokens.networks import (
@@ -26,7 +26,6 @@ from difftilt.tasks.tokens.networks import (
     random_joint,
     random_transformer,
     trained_transformer,
-    words,
 )
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
