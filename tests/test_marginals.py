@@ -9,7 +9,15 @@ from torch import Tensor
 
 from difftilt.chains import Chain
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, canvas
-from difftilt.diffusions.orders import AnyOrder, Blocks, LeftToRight, Order, Parallel, Stepwise
+from difftilt.diffusions.orders import (
+    AnyOrder,
+    Blocks,
+    LeastEntropy,
+    LeftToRight,
+    Order,
+    Parallel,
+    Stepwise,
+)
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
 from difftilt.marginals import (
@@ -22,18 +30,19 @@ from difftilt.marginals import (
 from difftilt.order_kernel import OrderKernel
 from difftilt.scoring import log_ratio
 from difftilt.tasks.tokens.networks import (
+    TabularNetwork,
     TransformerNetwork,
     arbitrary_table,
     consistent_table,
     random_joint,
     random_transformer,
 )
+from difftilt.token_denoisers import TokenDenoiser
 from token_paths import every_path, law_of, token_chain
 from toys import gaussian_chain
 
 V, L = 2, 4
 EVERY = canvas(torch.zeros(1, L, dtype=torch.long), torch.full((1, L), GENERATED))
-ORDERS = [AnyOrder(), LeftToRight(), Blocks(size=2), Stepwise()]
 
 
 def moved(prior: Chain, learned_order: bool) -> Chain:
@@ -46,14 +55,27 @@ def moved(prior: Chain, learned_order: bool) -> Chain:
 
 
 def prior_of(order: Order) -> Chain:
-    network = arbitrary_table(V, L, torch.Generator().manual_seed(0))
-    return token_chain(network, L, order)
+    return token_chain(table(), L, order)
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+def table() -> TabularNetwork:
+    return arbitrary_table(V, L, torch.Generator().manual_seed(0))
+
+
+ORDERS = [
+    AnyOrder(),
+    LeftToRight(),
+    Blocks(size=2),
+    Stepwise(),
+    LeastEntropy(TokenDenoiser(table())),
+]
+NAMES = [type(order).__name__ for order in ORDERS]
+
+
 @pytest.mark.parametrize("learned_order", [False, True])
+@pytest.mark.parametrize("order", ORDERS, ids=NAMES)
 def test_a_law_is_the_sum_over_all_paths(order: Order, learned_order: bool):
-    if learned_order and not order.stepwise:
+    if learned_order and not isinstance(order, Stepwise):
         pytest.skip("the order is the prior's")
     prior = prior_of(order)
     posterior = moved(prior, learned_order)
@@ -68,7 +90,7 @@ def test_a_law_is_the_sum_over_all_paths(order: Order, learned_order: bool):
     assert isinstance(posterior.kernel, OrderKernel) == learned_order
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+@pytest.mark.parametrize("order", ORDERS[:4], ids=NAMES[:4])
 def test_conditionals_of_one_joint_give_it_back_in_any_order(order: Order):
     joint = random_joint(3, 3, torch.Generator().manual_seed(1))
     chain = token_chain(consistent_table(joint, 3), 3, order)

@@ -29,9 +29,10 @@ def every_path(chain: Chain) -> tuple[Path, Tensor]:
     assert isinstance(diffusion, MaskedDiffusion)
     ends = words(diffusion.vocab_size, length)
     ranks = torch.tensor(list(itertools.permutations(range(1, length + 1))))
-    orders = _log_orders(diffusion, ranks)
-    ranks, orders = ranks[orders.isfinite()], orders[orders.isfinite()]
     x_0, ranks = ends.repeat(len(ranks), 1), ranks.repeat_interleave(len(ends), 0)
+    orders = _log_orders(diffusion, x_0, ranks)
+    taken = orders.isfinite()
+    x_0, ranks, orders = x_0[taken], ranks[taken], orders[taken]
     states = torch.stack([_state(diffusion, x_0, ranks, n) for n in range(length + 1)])
     predictions = []
     for n in range(1, length + 1):
@@ -39,7 +40,7 @@ def every_path(chain: Chain) -> tuple[Path, Tensor]:
         law = chain.law(prediction, states[n], n)
         predictions.append(diffusion.kept(prediction, law, states[n - 1]))
     path = Path(states, torch.stack(predictions))
-    return path, torch.stack(predictions).sum(0) + orders.repeat_interleave(len(ends))
+    return path, torch.stack(predictions).sum(0) + orders
 
 
 def _state(diffusion: MaskedDiffusion, x_0: Tensor, ranks: Tensor, n: int) -> Tensor:
@@ -49,12 +50,13 @@ def _state(diffusion: MaskedDiffusion, x_0: Tensor, ranks: Tensor, n: int) -> Te
     return torch.where(ranks <= n, codes, x_0)
 
 
-def _log_orders(diffusion: MaskedDiffusion, ranks: Tensor) -> Tensor:
-    """Log-probability of each order: of the positions that its steps take."""
+def _log_orders(diffusion: MaskedDiffusion, x_0: Tensor, ranks: Tensor) -> Tensor:
+    """Log-probability that each path's states are taken in its order."""
     total = torch.zeros(len(ranks), dtype=torch.float64)
     every = torch.ones_like(ranks, dtype=torch.bool)
     for n in range(ranks.shape[1], 0, -1):
-        each = diffusion.order.log_next(ranks <= n, every)
+        x = _state(diffusion, x_0, ranks, n)
+        each = diffusion.order.log_next(ranks <= n, every, x, diffusion.level(n, x))
         total += each.gather(1, (ranks == n).long().argmax(1, keepdim=True))[:, 0]
     return total
 

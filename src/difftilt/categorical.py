@@ -40,12 +40,17 @@ class Reveal:
 
     def tokens(self, x: Int[Tensor, "B L"]) -> Int[Tensor, "B P"]:
         """The tokens of x at the positions; 0 where a position does not count."""
-        return torch.where(self.valid, x.gather(1, self.positions), 0)
+        return torch.where(self.valid, read(x.gather(1, self.positions)), 0)
 
     def filled(self, x: Int[Tensor, "B L"], tokens: Int[Tensor, "B P"]) -> Int[Tensor, "B L"]:
         """x with tokens at the positions that count."""
         kept = x.gather(1, self.positions)
         return x.scatter(1, self.positions, torch.where(self.valid, tokens, kept))
+
+
+def read(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """States as networks read them: a token v that is about to be masked again is ``-1 - v``."""
+    return torch.where(x < 0, -1 - x, x)
 
 
 def log_prob_of(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from difftilt.denoisers import Denoiser, differentiable_prediction
@@ -35,7 +35,7 @@ class Kernel(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        x: Float[Tensor, "B ..."],
+        x: Shaped[Tensor, "B ..."],
         n: int | Int[Tensor, " B"],
         prediction: Tensor,
         condition: Tensor | None,
@@ -58,7 +58,7 @@ class Kernel(nn.Module, ABC):
         noise: Noise,
     ) -> Tensor:
         """``x_n`` with what is decided of step n before the networks predict; the prior's way."""
-        return diffusion.planned(x, n, noise)
+        return diffusion.planned(x, n, noise, condition)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: dropout would make the ratio of a path a random number."""
@@ -109,13 +109,13 @@ class Path:
         condition: (B, ...) or None.
     """
 
-    states: Float[Tensor, "levels B ..."]
+    states: Shaped[Tensor, "levels B ..."]
     predictions: Tensor | None = None
     log_ratio: Float[Tensor, " B"] | None = None
     condition: Tensor | None = None
 
     @property
-    def x_0(self) -> Float[Tensor, "B ..."]:
+    def x_0(self) -> Shaped[Tensor, "B ..."]:
         """The ends of the paths, (B, *event)."""
         return self.states[0]
 
@@ -221,7 +221,7 @@ class Chain:
         return replace(self, condition=condition)
 
     def predict(
-        self, x: Float[Tensor, "B ..."], n: int | Tensor, rows=None, gradients: bool = False
+        self, x: Shaped[Tensor, "B ..."], n: int | Tensor, rows=None, gradients: bool = False
     ) -> Tensor:
         """The prior's clean prediction at ``x_n``.
 
@@ -248,7 +248,7 @@ class Chain:
         """The law of ``x_N`` of ``batch`` samples; a bound condition has as many rows."""
         return self.diffusion.base(self.empty(batch), self.condition)
 
-    def law(self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor) -> Transition:
+    def law(self, prediction: Tensor, x: Shaped[Tensor, "B ..."], n: int | Tensor) -> Transition:
         """The prior's law of ``x_{n-1}`` from its prediction at ``x_n``."""
         return self.diffusion.reverse(prediction, x, n)
 
@@ -266,8 +266,8 @@ class Chain:
         """``x_n`` with what is decided of step n before the networks predict."""
         if self.kernel is not None:
             return self.kernel.planned(x, n, self.condition, self.diffusion, noise)
-        return self.diffusion.planned(x, n, noise)
+        return self.diffusion.planned(x, n, noise, self.condition)
 
-    def empty(self, batch: int) -> Float[Tensor, "B ..."]:
+    def empty(self, batch: int) -> Shaped[Tensor, "B ..."]:
         """A tensor (B, *event) of the chain's dtype and device."""
         return self.like.new_zeros((batch, *self.event_shape))

@@ -209,25 +209,23 @@ class _Lattice:
         generated: Bool[Tensor, "C L"],
     ) -> Float[Tensor, "R n A"]:
         """What the networks say about some states, each of one of the canvases."""
-        diffusion, where = _masked(self.chain), places[canvas]
+        diffusion = _masked(self.chain)
         masked = x == diffusion.undecided
-        count = masked.sum(1)
-        reveal = Reveal(
-            _positions(masked), torch.ones_like(x[:, : int(count[0])], dtype=torch.bool)
-        )
-        level = MaskedLevel(reveal, count / diffusion.steps)
+        count, place = masked.sum(1), _positions(masked)
+        reveal = Reveal(place, torch.ones_like(place, dtype=torch.bool))
+        level = MaskedLevel(reveal, diffusion.order.time(count, diffusion.steps))
         condition = None if self.condition is None else self.condition[canvas]
-        denoiser = step_denoiser(self.chain).given(condition)
-        wanted = self.candidates[canvas[:, None], reveal.positions]
-        log_probs = denoiser(x, level).gather(2, wanted).double()
-        log_next = diffusion.order.log_next(masked, generated[canvas])
+        log_probs = step_denoiser(self.chain).given(condition)(x, level)
         if isinstance(self.chain.kernel, OrderKernel):
             log_next = self.chain.kernel.log_next(x, count, condition)
-        found = log_probs + log_next.double().gather(1, reveal.positions)[..., None]
+        else:
+            log_next = diffusion.order.log_next(masked, generated[canvas], x, level)
+        wanted = self.candidates[canvas[:, None], place]
+        found = log_probs.gather(2, wanted).double() + log_next.gather(1, place)[..., None]
         # Back from the masked positions to all n, in their order.
         full = found.new_full((*x.shape, found.shape[2]), -math.inf)
-        full.scatter_(1, reveal.positions[..., None].expand(found.shape), found)
-        return full.gather(1, where[..., None].expand(-1, -1, found.shape[2])).cpu()
+        full.scatter_(1, place[..., None].expand(found.shape), found)
+        return full.gather(1, places[canvas][..., None].expand(-1, -1, found.shape[2])).cpu()
 
 
 def _push(

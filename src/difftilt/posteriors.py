@@ -17,7 +17,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from difftilt.chains import Chain, InitialTilt
@@ -71,7 +71,7 @@ class Prior:
         """SHA-256 of the weights where the source has them, else the name of the source."""
         return self.source if self.pipeline is None else self.pipeline.fingerprint
 
-    def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Float[Tensor, "n ..."]:
+    def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Shaped[Tensor, "n ..."]:
         """``n`` independent samples (decoded), one stream per sample."""
         return self.decoded(sample(self.chain, n, seed, batch).x_0)
 
@@ -135,7 +135,7 @@ class Target:
         """What corrections and certificates read."""
         return Tilted(self.score, self.beta, self.log_bound)
 
-    def score(self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
+    def score(self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
         """``log r`` of the chain's ends, decoded first where the prior decodes.
 
         Detached, except where x_0 asks for a gradient.
@@ -164,7 +164,7 @@ class Target:
         method: Guidance,
         correct: Correction | None = None,
         effort: int = 4,
-    ) -> Float[Tensor, "n ..."]:
+    ) -> Shaped[Tensor, "n ..."]:
         """``n`` samples (decoded) without training: ``guided(method).sample(n, ...)``."""
         return self.guided(method).sample(n, seed, correct, effort)
 
@@ -283,7 +283,7 @@ class Posterior:
 
     def sample(
         self, n: int, seed: int = 0, correct: Correction | None = None, effort: int = 4
-    ) -> Float[Tensor, "n ..."]:
+    ) -> Shaped[Tensor, "n ..."]:
         """``n`` samples (decoded): one pass each, or corrected towards the exact posterior.
 
         Arguments:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -23,11 +23,15 @@ Ratio = bool | Literal["differentiable"]
 
 @dataclass(frozen=True)
 class _Drawing:
-    """How paths are drawn: scale of the noise, whether to keep states, whether to sum up Λ."""
+    """How paths are drawn: scale of the noise, whether to keep states, whether to sum up Λ.
+
+    ``planned``: the first state is one of a path, so that its step is planned already.
+    """
 
     widen: float = 1.0
     record: bool = True
     ratio: Ratio = True
+    planned: bool = False
 
     @property
     def graph(self) -> bool:
@@ -74,8 +78,9 @@ def _descend(
     """Run the steps ``start ... 1`` from x at level ``start``; ``gains`` is what Λ has so far."""
     states, predictions = [], []
     for n in range(start, 0, -1):
-        with torch.set_grad_enabled(drawing.graph):
-            x = chain.planned(x, n, noise)
+        if n < start or not drawing.planned:
+            with torch.set_grad_enabled(drawing.graph):
+                x = chain.planned(x, n, noise)
         prediction = chain.predict(x, n)
         law = chain.law(prediction, x, n)
         if drawing.record:
@@ -119,7 +124,7 @@ def noised(chain: Chain, x_0: Shaped[Tensor, "B ..."], upto: int, noise: Noise) 
 
 
 @torch.no_grad()
-def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None) -> Path:
+def bridge(chain: Chain, x_0: Shaped[Tensor, "B ..."], noise: Noise | None = None) -> Path:
     """Paths of the forward process through given ends; off-policy data for any balance.
 
     A step without density (a zero-variance last step) is made consistent with the chain: its end
@@ -139,7 +144,7 @@ def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None
 
 
 @torch.no_grad()
-def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise: Noise) -> Path:
+def back_and_forth(chain: Chain, x_0: Shaped[Tensor, "B ..."], level: int, noise: Noise) -> Path:
     """Noise ends up to ``level`` and denoise them again: a path near a given ``x_0``.
 
     The states above ``level`` come from the forward process, those below from the chain.
@@ -150,7 +155,7 @@ def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise:
     if not 1 <= level <= chain.steps:
         raise InputError(f"level={level} must lie between 1 and the chain's {chain.steps} steps")
     above = noised(chain, x_0, chain.steps, noise)
-    below = _descend(chain, above[level], level, [], noise, _Drawing(ratio=False))
+    below = _descend(chain, above[level], level, [], noise, _Drawing(ratio=False, planned=True))
     assert below.predictions is not None
     upper = [_kept(chain, above[n], above[n - 1], n) for n in range(level + 1, chain.steps + 1)]
     predictions = torch.cat([below.predictions, torch.stack(upper)]) if upper else below.predictions

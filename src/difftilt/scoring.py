@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -143,8 +143,8 @@ class _Rows:
 
     n: Int[Tensor, " R"]
     path: Int[Tensor, " R"]
-    x: Float[Tensor, "R ..."]
-    landed: Float[Tensor, "R ..."]
+    x: Shaped[Tensor, "R ..."]
+    landed: Shaped[Tensor, "R ..."]
     prediction: Tensor | None
 
     def part(self, part: slice) -> "_Rows":

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difftilt.categorical import Reveal
+from difftilt.categorical import Reveal, read
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.masked import MaskedLevel, completed
 from difftilt.errors import InputError
@@ -25,7 +25,7 @@ class TokenNetwork(nn.Module, ABC):
 
     Arguments:
         vocab_size: V, columns of the head; 0 ... V - 1 are the ids that it reads.
-        mask_id: its id of a mask.
+        mask_id: its id of a mask; -1 for a network without one (``diffusions.uniform``).
     """
 
     def __init__(self, vocab_size: int, mask_id: int) -> None:
@@ -99,7 +99,7 @@ class TokenDenoiser(Denoiser):
 
     def ids(self, x: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """States as the network reads them."""
-        seen = completed(x, self.condition)
+        seen = read(completed(x, self.condition))
         return torch.where(seen < self.vocab_size, seen, self.network.mask_id)
 
     def features(self, x: Int[Tensor, "B L"], level: MaskedLevel) -> Float[Tensor, "B L d"]:

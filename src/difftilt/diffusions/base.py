@@ -1,6 +1,7 @@
 """What a chain asks of a state space: its levels, its noise, its reverse steps.
 
-Two state spaces are written: Gaussian (``diffusions.gaussian``) and masked (``diffusions.masked``).
+Three state spaces are written: Gaussian (``diffusions.gaussian``), masked tokens
+(``diffusions.masked``) and tokens that change into any other (``diffusions.uniform``).
 """
 
 from abc import ABC, abstractmethod
@@ -65,7 +66,9 @@ class Diffusion(ABC):
     ) -> tuple[Tensor, Tensor]:
         """``(x_n, x_{n-1})`` of the forward process from each end, one step n for each."""
 
-    def planned(self, x: Shaped[Tensor, "B ..."], n: int, noise: Noise) -> Tensor:
+    def planned(
+        self, x: Shaped[Tensor, "B ..."], n: int, noise: Noise, condition: Tensor | None = None
+    ) -> Tensor:
         """``x_n`` with what the step decides before the network is asked, which costs no ratio."""
         return x
 

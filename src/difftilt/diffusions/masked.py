@@ -9,6 +9,7 @@ step knows its positions:
 | V | a mask that stays: a position that the prior is not shown and nobody generates |
 | V + n | a mask that step n reveals, 1 <= n <= N |
 | V + N + 1 | a mask whose step is not decided yet (``Order.stepwise``) |
+| -1 - v | a token v that this step masks again (``Remasking``) |
 
 The condition of an infilling is a *canvas*, (B, 2, L): tokens, and roles (``GIVEN`` to both,
 ``GENERATED``, or ``SUFFIX``: shown to the posterior alone). Without one every position is
@@ -28,6 +29,7 @@ from torch import Tensor
 from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.orders import AnyOrder, Order
+from difftilt.diffusions.remasking import Remasking
 from difftilt.errors import InputError
 from difftilt.noise import Noise
 from difftilt.transitions import Transition
@@ -42,7 +44,7 @@ class MaskedLevel:
 
     Arguments:
         reveal: the positions that the step reveals.
-        time: (B,) share of the steps that are left, in (0, 1].
+        time: (B,) expected share of masks, in (0, 1].
     """
 
     reveal: Reveal
@@ -82,6 +84,13 @@ def completed(
     return torch.where(condition[:, 1] == SUFFIX, condition[:, 0], x_0)
 
 
+def _generated(x: Int[Tensor, "B L"], condition: Tensor | None) -> Bool[Tensor, "B L"]:
+    """The positions that the chain generates."""
+    if condition is None:
+        return torch.ones_like(x, dtype=torch.bool)
+    return (condition[:, 1] == GENERATED).expand(x.shape)
+
+
 class MaskedDiffusion(Diffusion):
     """Masks, and the order in which they are revealed.
 
@@ -115,7 +124,7 @@ class MaskedDiffusion(Diffusion):
 
     def level(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> MaskedLevel:
         step = torch.as_tensor(n, device=x.device).expand(len(x))
-        return MaskedLevel(self.reveal(step, x), step / self.steps)
+        return MaskedLevel(self.reveal(step, x), self.order.time(step, self.steps))
 
     def reveal(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> Reveal:
         """The positions that step n reveals."""
@@ -144,11 +153,19 @@ class MaskedDiffusion(Diffusion):
     ) -> CategoricalTilt:
         return CategoricalTilt(self.reveal(n, x), other, own)
 
-    def planned(self, x: Int[Tensor, "B L"], n: int, noise: Noise) -> Tensor:
+    def planned(
+        self, x: Int[Tensor, "B L"], n: int, noise: Noise, condition: Tensor | None = None
+    ) -> Int[Tensor, "B L"]:
         if not self.order.stepwise:
             return x
-        undecided = x == self.undecided
-        return self.placed(x, self.order.chosen(undecided, x, n, noise), n)
+        # What the step before has masked again.
+        x = torch.where(x < 0, self.undecided, x)
+        masked = x == self.undecided
+        if not isinstance(self.order, Remasking):
+            return self.placed(x, self.order.chosen(masked, x, self.level(n, x), noise), n)
+        shown = (x < self.vocab_size) & _generated(x, condition)
+        revealed, forgotten = self.order.drawn(masked, shown, n, noise)
+        return torch.where(forgotten, -1 - x, torch.where(revealed, self.vocab_size + n, x))
 
     def placed(
         self, x: Int[Tensor, "B L"], position: Int[Tensor, " B"], n: int
@@ -178,6 +195,8 @@ class MaskedDiffusion(Diffusion):
         condition: Tensor | None = None,
     ) -> list[Tensor]:
         """States of ``x_0`` masked again in a random order of this chain's law."""
+        if self.order.follows_state:
+            return self._followed(x_0, noise, condition)[: upto + 1]
         ranks = self._drawn_ranks(x_0, noise, condition)
         return [x_0, *(self._masked(x_0, ranks, n) for n in range(1, upto + 1))]
 
@@ -188,6 +207,10 @@ class MaskedDiffusion(Diffusion):
         noise: Noise,
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self.order.follows_state:
+            states = torch.stack(self._followed(x_0, noise, condition))
+            rows = torch.arange(len(n), device=n.device)
+            return states[n, rows], states[n - 1, rows]
         ranks, step = self._drawn_ranks(x_0, noise, condition), n[:, None]
         return self._masked(x_0, ranks, step), self._masked(x_0, ranks, step - 1)
 
@@ -205,10 +228,21 @@ class MaskedDiffusion(Diffusion):
     def _drawn_ranks(
         self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
     ) -> Int[Tensor, "B L"]:
-        generated = x_0 < self.vocab_size
-        if condition is not None:
-            generated = condition[:, 1] == GENERATED
+        generated = _generated(x_0, condition)
         return torch.where(generated, self.order.ranks(generated, noise), 0)
+
+    def _followed(
+        self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
+    ) -> list[Tensor]:
+        """States of the chain made to say ``x_0``: the order sees the states that it leads to."""
+        x = torch.where(_generated(x_0, condition), self.undecided, x_0)
+        states = [x_0]
+        for n in range(self.steps, 0, -1):
+            x = self.planned(x, n, noise, condition)
+            states.insert(1, x)
+            reveal = self.reveal(n, x)
+            x = reveal.filled(x, reveal.tokens(x_0))
+        return states
 
     def _masked(
         self, x_0: Int[Tensor, "B L"], ranks: Int[Tensor, "B L"], n: int | Tensor

@@ -12,6 +12,7 @@ revealed (N first, 1 last); an order that depends on the state decides step by s
 | ``Parallel(steps)`` | each on its own, the T-step sampler | up to a floor of order 1 / steps |
 | ``Stepwise()`` | one, uniform, drawn as it comes: a posterior may choose instead | yes, then |
 | ``LeastEntropy(denoiser)`` | one, where the frozen prior is surest | yes |
+| ``Remasking(steps)`` | each on its own; tokens are masked again | as ``Parallel`` |
 
 ``tokens_per_step`` > 1 reveals several at once; that is no longer exact.
 
@@ -23,13 +24,16 @@ blocks and entropy.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from difftilt.errors import InputError
-from difftilt.noise import Noise
+from difftilt.noise import GeneratorNoise, Noise
+
+Mask = Bool[Tensor, "B L"]
 
 
 class Order(ABC):
@@ -37,6 +41,9 @@ class Order(ABC):
 
     stepwise = False
     """Whether positions are chosen as the chain runs, ``planned``, and not at its start."""
+
+    follows_state = False
+    """Whether a bridge has to be led through the states, one after another."""
 
     @abstractmethod
     def steps(self, generated: int) -> int:
@@ -50,20 +57,26 @@ class Order(ABC):
         """Most positions that one step reveals, of ``length`` generated ones."""
         return 1
 
+    def time(self, step: Int[Tensor, " B"], steps: int) -> Float[Tensor, " B"]:
+        """Expected share of masks at each step of ``steps``, what networks are told as time."""
+        return step / steps
+
     def chosen(
-        self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], n: int, noise: Noise
+        self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], level: Any, noise: Noise
     ) -> Int[Tensor, " B"]:
         """The position that a stepwise order reveals next."""
         raise AssertionError("this order is drawn at the start")
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         """Log-probability of each position to be revealed next, where a step reveals one.
 
         Arguments:
             masked: the positions still to be revealed.
             generated: those that were masked at the start.
+            x: the states.
+            level: what a denoiser is told of them.
 
         Raises:
             InputError: the order has no such law.
@@ -118,7 +131,7 @@ class AnyOrder(_Counted):
         return _ranked(noise.uniforms(generated), generated, self.tokens_per_step)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         return _evenly(masked)
 
@@ -132,7 +145,7 @@ class LeftToRight(_Counted):
         return _ranked(-place.double().expand(generated.shape), generated, self.tokens_per_step)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         return _evenly(masked & (masked.cumsum(1) == 1))
 
@@ -152,7 +165,7 @@ class Blocks(_Counted):
         return _ranked(keys, generated, self.tokens_per_step)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         block = torch.where(masked, self._block(generated), generated.shape[1])
         return _evenly(masked & (block == block.amin(1, keepdim=True)))
@@ -196,11 +209,86 @@ class Stepwise(Order):
         return _ranked(noise.uniforms(generated), generated, 1)
 
     def chosen(
-        self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], n: int, noise: Noise
+        self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], level: Any, noise: Noise
     ) -> Int[Tensor, " B"]:
         return torch.where(masked, noise.uniforms(masked), -1.0).argmax(1)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         return _evenly(masked)
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What a planner asks of a denoiser of tokens (``token_denoisers.TokenDenoiser``)."""
+
+    def features(self, x: Int[Tensor, "B L"], level: Any) -> Float[Tensor, "B L d"]:
+        """Features of whole states."""
+        ...
+
+    def log_probs(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
+        """Log-probabilities from features."""
+        ...
+
+
+@dataclass(frozen=True)
+class LeastEntropy(Order):
+    """The masked position of which a frozen denoiser is surest; ties go to the leftmost.
+
+    The choice depends on the state alone and not on who asks, prior or posterior. It costs one more
+    pass of the denoiser per step, and a bridge follows it through the states that it leads to.
+
+    Arguments:
+        denoiser: the prior's own; it must stay as it is.
+        surest: by "entropy", the smallest, or by "margin", the largest difference between the
+            probabilities of the two likeliest tokens.
+        chunk: positions whose probabilities are held at once.
+
+    Raises:
+        InputError: another measure, or chunk < 1.
+    """
+
+    denoiser: Reader
+    surest: Literal["entropy", "margin"] = "entropy"
+    chunk: int = 1024
+
+    stepwise = True
+    follows_state = True
+
+    def __post_init__(self) -> None:
+        if self.surest not in ("entropy", "margin"):
+            raise InputError(f"surest={self.surest!r} must be 'entropy' or 'margin'")
+        if self.chunk < 1:
+            raise InputError(f"chunk must be at least 1 position, got {self.chunk}")
+
+    def steps(self, generated: int) -> int:
+        return max(1, generated)
+
+    def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
+        raise AssertionError("this order needs the tokens of the states")
+
+    @torch.no_grad()
+    def chosen(
+        self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], level: Any, noise: Noise
+    ) -> Int[Tensor, " B"]:
+        rows = masked.any(1).nonzero().flatten()
+        sureness = torch.full(x.shape, -math.inf, device=x.device)
+        if not len(rows):
+            return rows.new_zeros(len(x))
+        hidden = self.denoiser.features(x[rows], level.part(rows))[masked[rows]]
+        parts = [self._sureness(self.denoiser.log_probs(h)) for h in hidden.split(self.chunk)]
+        return sureness.masked_scatter(masked, torch.cat(parts).to(sureness)).argmax(1)
+
+    def log_next(
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
+    ) -> Float[Tensor, "B L"]:
+        place = self.chosen(masked, x, level, GeneratorNoise())
+        return _evenly(torch.zeros_like(masked).scatter(1, place[:, None], True))
+
+    def _sureness(self, log_probs: Float[Tensor, "M V"]) -> Float[Tensor, " M"]:
+        probs = log_probs.exp()
+        if self.surest == "entropy":
+            return -torch.special.entr(probs).sum(1)
+        best = torch.cat([probs, torch.zeros_like(probs[:, :1])], 1).topk(2, 1).values
+        return best[:, 0] - best[:, 1]

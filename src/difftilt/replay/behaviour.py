@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -214,7 +214,7 @@ class DataBridges(Behaviour):
         data: (n, *event).
     """
 
-    data: Float[Tensor, "n ..."]
+    data: Shaped[Tensor, "n ..."]
 
     def draw(self, situation: Situation, count: int) -> Scored:
         rows = torch.randint(len(self.data), (count,), generator=situation.generator)

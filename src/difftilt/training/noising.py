@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt._ops import log_mean_exp
@@ -239,7 +239,7 @@ def _preferences(state: TrainingState, batch: _Batch, rows: Rows) -> Float[Tenso
 
 
 def _worth(
-    state: TrainingState, batch: _Batch, rows: Rows, landed: Float[Tensor, "R ..."]
+    state: TrainingState, batch: _Batch, rows: Rows, landed: Shaped[Tensor, "R ..."]
 ) -> Float[Tensor, " R"]:
     """β log r of landings that are ends or are paid as if they were; else ``log h_{n-1}``."""
     noisy = (rows.n > 1) & (_objective(state).landings.kind == "prior")

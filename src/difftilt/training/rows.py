@@ -31,10 +31,10 @@ class Rows:
     n: Int[Tensor, " R"]
     path: Int[Tensor, " R"]
     group: Int[Tensor, " R"]
-    x: Float[Tensor, "R ..."]
+    x: Shaped[Tensor, "R ..."]
     prediction: Tensor
     beta: Float[Tensor, " R"]
-    eps: Float[Tensor, "J R ..."] | None = None
+    eps: Shaped[Tensor, "J R ..."] | None = None
 
     def part(self, rows: Tensor) -> "Rows":
         """Some of the rows."""

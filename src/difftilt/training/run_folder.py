@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt.errors import CheckpointError
@@ -175,7 +175,7 @@ class RunFolder:
     def save_samples(
         self,
         name: str,
-        x_0: Float[Tensor, "n ..."],
+        x_0: Shaped[Tensor, "n ..."],
         log_r: Float[Tensor, " n"],
         log_w: Float[Tensor, " n"] | None = None,
         seed: int | None = None,
