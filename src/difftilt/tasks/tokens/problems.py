@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.resources import files
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +31,7 @@ from difftilt.tasks.tokens.networks import (
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
 ODD = math.log(1e-3)
+TRAINED = "tokens_trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,8 @@ def _random_network(
 
 
 def _trained_network(name: str) -> TokenProblem:
-    joint = random_joint(4, 6, _seeded(0))
-    network = trained_transformer(joint, 6, 0)
+    weights = files("difftilt.tasks.tokens").joinpath("data", TRAINED).read_bytes()
+    network = trained_transformer(4, 6, weights)
     summary = "a transformer trained on a random law of 6 tokens of 4, pairwise couplings"
     return token_problem(name, summary, network, random_couplings(4, 6, 1, 2.0), Stepwise())
 
