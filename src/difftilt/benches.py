@@ -10,15 +10,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from difftilt.errors import InputError
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.pathwise import KLControl
 from difftilt.recipes.controls import controls_plan, two_controls
+from difftilt.recipes.exact import check_name
 from difftilt.recipes.image_methods import ImageBench, image_methods
 from difftilt.recipes.methods import Bench, Effort, default_methods
 from difftilt.report.comparison import compared, draw_comparison
 from difftilt.report.tables import Column
-from difftilt.tasks.exact import problems
 from difftilt.tasks.exact.two_cells import label_rows
 
 GAUSSIAN_PROBLEMS = (
@@ -219,10 +218,8 @@ def _told(row: dict[str, Any], done: int, of: int, started: float) -> None:
 
 def _check_names(chosen: Iterable[str]) -> None:
     """Before the first training: an error in the last name must not cost an hour."""
-    known = problems()
     for name in chosen:
-        if name not in known:
-            raise InputError(f"unknown problem {name!r}; choose one of {', '.join(known)}")
+        check_name(name)
 
 
 @dataclass(frozen=True)
@@ -247,6 +244,7 @@ EXACT_COLUMNS = [
     Column("eubo_gap", "EUBO gap", 2),
     Column("ess", "ESS"),
     Column("k_hat", "k-hat", 2),
+    Column("tv", "TV", 3),
     Column("mode_tv_raw", "TV raw", 2),
     Column("mode_tv_corrected", "TV corr", 2),
     Column("moments_z", "moments z", 2),
@@ -263,7 +261,8 @@ COMPARED_COLUMNS = [
     *[c for c in EXACT_COLUMNS[3:] if c.key not in ("k_hat", "energy_p", "c2st", "elbo_gap")],
 ]
 EXACT_LEGEND = """\
-log Z err, gaps: nats; ESS: share of the draws; TV: of mode weights, raw and importance-weighted;
+log Z err, gaps: nats; ESS: share of the draws; TV: of all completions of tokens, exact; TV raw,
+TV corr: of mode weights, raw and importance-weighted;
 moments z: largest deviation of the weighted mean and covariance, in standard errors;
 energy, p: energy distance and its p-value; C2ST: accuracy of a classifier, 0.5 is best;
 calls and s (seconds): of the training alone."""

@@ -256,12 +256,12 @@ def _recipe_lines() -> list[str]:
 
 
 def _problem_lines() -> list[str]:
-    from difftilt.tasks.exact import problems
+    from difftilt.recipes.exact import problem_names
 
     title = (
         "Exact problems (difftilt bench exact --problem NAME; difftilt train exact --problem ...)"
     )
-    return [title, *(f"  {name}" for name in problems())]
+    return [title, *(f"  {name}" for name in problem_names())]
 
 
 def _method_lines() -> list[str]:

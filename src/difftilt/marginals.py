@@ -89,10 +89,25 @@ def completion_law(
 def completions(vocab_size: int, condition: Int[Tensor, "C 2 L"]) -> Int[Tensor, "C completions L"]:
     """Every completion of canvases, the last generated position running fastest."""
     positions = _positions(condition[:, 1] == GENERATED)
-    tokens = _digits(vocab_size, positions.shape[1])
+    tokens = words(vocab_size, positions.shape[1])
     x_0 = condition[:, :1].expand(-1, len(tokens), -1)
     place = positions[:, None].expand(-1, len(tokens), -1)
     return x_0.scatter(2, place, tokens.expand(len(condition), -1, -1).to(x_0))
+
+
+def words(base: int, n: int) -> Int[Tensor, "all n"]:
+    """All words of n digits 0 ... base - 1, the last running fastest.
+
+    Raises:
+        InputError: more than 2,000,000 words.
+    """
+    if base**n > MOST_STATES:
+        raise InputError(
+            f"{n} positions have {base}^{n} partial states, more than {MOST_STATES:,}; ask about "
+            "shorter canvases, or estimate by sampling"
+        )
+    place = base ** torch.arange(n - 1, -1, -1)
+    return torch.arange(base**n)[:, None] // place % base
 
 
 def terminal_residual(
@@ -145,7 +160,7 @@ class _Lattice:
         """Log-probability of every choice of candidates, level by level."""
         generated = _generated(self.x_0, self.condition)
         places, masked = _positions(generated), self.candidates.shape[2]
-        digits = _digits(masked + 1, places.shape[1])
+        digits = words(masked + 1, places.shape[1])
         log_p = torch.full((len(places), len(digits)), -math.inf, dtype=torch.float64)
         log_p[:, -1] = 0.0  # the last state is the one that is masked everywhere
         left = (digits == masked).sum(1)
@@ -194,25 +209,23 @@ class _Lattice:
         generated: Bool[Tensor, "C L"],
     ) -> Float[Tensor, "R n A"]:
         """What the networks say about some states, each of one of the canvases."""
-        diffusion, where = _masked(self.chain), places[canvas]
+        diffusion = _masked(self.chain)
         masked = x == diffusion.undecided
-        count = masked.sum(1)
-        reveal = Reveal(
-            _positions(masked), torch.ones_like(x[:, : int(count[0])], dtype=torch.bool)
-        )
-        level = MaskedLevel(reveal, count / diffusion.steps)
+        count, place = masked.sum(1), _positions(masked)
+        reveal = Reveal(place, torch.ones_like(place, dtype=torch.bool))
+        level = MaskedLevel(reveal, diffusion.order.time(count, diffusion.steps))
         condition = None if self.condition is None else self.condition[canvas]
-        denoiser = step_denoiser(self.chain).given(condition)
-        wanted = self.candidates[canvas[:, None], reveal.positions]
-        log_probs = denoiser(x, level).gather(2, wanted).double()
-        log_next = diffusion.order.log_next(masked, generated[canvas])
+        log_probs = step_denoiser(self.chain).given(condition)(x, level)
         if isinstance(self.chain.kernel, OrderKernel):
             log_next = self.chain.kernel.log_next(x, count, condition)
-        found = log_probs + log_next.double().gather(1, reveal.positions)[..., None]
+        else:
+            log_next = diffusion.order.log_next(masked, generated[canvas], x, level)
+        wanted = self.candidates[canvas[:, None], place]
+        found = log_probs.gather(2, wanted).double() + log_next.gather(1, place)[..., None]
         # Back from the masked positions to all n, in their order.
         full = found.new_full((*x.shape, found.shape[2]), -math.inf)
-        full.scatter_(1, reveal.positions[..., None].expand(found.shape), found)
-        return full.gather(1, where[..., None].expand(-1, -1, found.shape[2])).cpu()
+        full.scatter_(1, place[..., None].expand(found.shape), found)
+        return full.gather(1, places[canvas][..., None].expand(-1, -1, found.shape[2])).cpu()
 
 
 def _push(
@@ -229,17 +242,6 @@ def _push(
             # Different states have different successors by the same choice.
             after = states[opened] - (masked - v) * (masked + 1) ** (n - 1 - i)
             log_p[:, after] = torch.logaddexp(log_p[:, after], flow[:, opened, i, v])
-
-
-def _digits(base: int, n: int) -> Int[Tensor, "base^n n"]:
-    """All words of n digits, the last running fastest."""
-    if base**n > MOST_STATES:
-        raise InputError(
-            f"{n} positions have {base}^{n} partial states, more than {MOST_STATES:,}; ask about "
-            "shorter canvases, or estimate by sampling"
-        )
-    place = base ** torch.arange(n - 1, -1, -1)
-    return torch.arange(base**n)[:, None] // place % base
 
 
 def _generated(x_0: Int[Tensor, "B L"], condition: Tensor | None) -> Bool[Tensor, "B L"]:

@@ -31,7 +31,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from difftilt.errors import InputError
-from difftilt.noise import Noise
+from difftilt.noise import GeneratorNoise, Noise
+
+Mask = Bool[Tensor, "B L"]
 
 
 class Order(ABC):
@@ -66,13 +68,15 @@ class Order(ABC):
         raise AssertionError("this order is drawn at the start")
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         """Log-probability of each position to be revealed next, where a step reveals one.
 
         Arguments:
             masked: the positions still to be revealed.
             generated: those that were masked at the start.
+            x: the states.
+            level: what a denoiser is told of them.
 
         Raises:
             InputError: the order has no such law.
@@ -127,7 +131,7 @@ class AnyOrder(_Counted):
         return _ranked(noise.uniforms(generated), generated, self.tokens_per_step)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         return _evenly(masked)
 
@@ -141,7 +145,7 @@ class LeftToRight(_Counted):
         return _ranked(-place.double().expand(generated.shape), generated, self.tokens_per_step)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         return _evenly(masked & (masked.cumsum(1) == 1))
 
@@ -161,7 +165,7 @@ class Blocks(_Counted):
         return _ranked(keys, generated, self.tokens_per_step)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         block = torch.where(masked, self._block(generated), generated.shape[1])
         return _evenly(masked & (block == block.amin(1, keepdim=True)))
@@ -210,7 +214,7 @@ class Stepwise(Order):
         return torch.where(masked, noise.uniforms(masked), -1.0).argmax(1)
 
     def log_next(
-        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
     ) -> Float[Tensor, "B L"]:
         return _evenly(masked)
 
@@ -275,6 +279,12 @@ class LeastEntropy(Order):
         hidden = self.denoiser.features(x[rows], level.part(rows))[masked[rows]]
         parts = [self._sureness(self.denoiser.log_probs(h)) for h in hidden.split(self.chunk)]
         return sureness.masked_scatter(masked, torch.cat(parts).to(sureness)).argmax(1)
+
+    def log_next(
+        self, masked: Mask, generated: Mask, x: Int[Tensor, "B L"], level: Any
+    ) -> Float[Tensor, "B L"]:
+        place = self.chosen(masked, x, level, GeneratorNoise())
+        return _evenly(torch.zeros_like(masked).scatter(1, place[:, None], True))
 
     def _sureness(self, log_probs: Float[Tensor, "M V"]) -> Float[Tensor, " M"]:
         probs = log_probs.exp()

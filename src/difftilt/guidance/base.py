@@ -68,6 +68,7 @@ class GuidedKernel(Kernel):
         self, chain: Chain, log_h: LogValue, scale: float = 1.0, fixed_step: bool = False
     ) -> None:
         super().__init__()
+        _ = chain.gaussian  # raises the sentence about chains of tokens
         self.chain = chain.prior
         self.log_h = log_h
         self.scale = scale

@@ -10,6 +10,7 @@ from difftilt.recipes.form import FormChoice
 from difftilt.tasks.exact import problems
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.tasks.exact.judge import judge
+from difftilt.tasks.tokens import TokenProblem, token_problems
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
 
 FIGURES = {
@@ -63,6 +64,11 @@ class Exact(Recipe):
 
     def job(self) -> Job:
         found = build(self.problem)
+        if isinstance(found, TokenProblem):
+            raise InputError(
+                f"{self.problem} is a problem of tokens, which this recipe's perceptron cannot "
+                "carry; use: difftilt train tokens --problem " + self.problem
+            )
         target = target_of(found)
         return Job(target, target.posterior(self.form.build()), self.training)
 
@@ -73,16 +79,30 @@ class Exact(Recipe):
         return {"title": f"Against the exact answer of {self.problem}", "rows": rows, "notes": []}
 
 
+def problem_names() -> list[str]:
+    """Every problem with a known answer: of numbers, then of tokens."""
+    return [*problems(), *token_problems()]
+
+
+def check_name(name: str) -> None:
+    """Whether there is such a problem.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = problem_names()
+    if name not in known:
+        raise InputError(f"unknown problem {name!r}; choose one of {', '.join(known)}")
+
+
 def build(name: str) -> ExactProblem:
     """An exact problem by name.
 
     Raises:
         InputError: unknown name.
     """
-    known = problems()
-    if name not in known:
-        raise InputError(f"unknown problem {name!r}; choose one of {', '.join(known)}")
-    return known[name]()
+    check_name(name)
+    return {**problems(), **token_problems()}[name]()
 
 
 def target_of(problem: ExactProblem) -> Target:

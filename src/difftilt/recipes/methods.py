@@ -31,10 +31,18 @@ from difftilt.objectives.subtrajectory import (
 )
 from difftilt.recipes.exact import PERCEPTRON, build, recommended, target_of
 from difftilt.recipes.form import FormChoice
+from difftilt.recipes.tokens import (
+    judge_token_population,
+    judge_tokens,
+    recommended_tokens,
+    tokens_form,
+    tokens_sources,
+)
 from difftilt.smc.methods import SVDD, TDS, BestOfN, FKSteering, ImportanceResampling
 from difftilt.smc.population import Population
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.tasks.exact.judge import DRAWS, Judgement, judge, judge_population
+from difftilt.tasks.tokens import TokenProblem
 from difftilt.training.loop import train
 from difftilt.training.plan import (
     RTB,
@@ -104,19 +112,29 @@ def trained(
 
     def make(problem: ExactProblem, effort: Effort, seed: int) -> Chain:
         torch.manual_seed(seed)
-        target = target_of(problem)
-        posterior = target.posterior(form.build() if isinstance(form, FormChoice) else form)
-        plan = replace(recommended(effort.seconds, seed), network_calls=effort.network_calls)
-        if effort.seconds is None:
-            # Where calls are counted, rollouts for the pool are what they are spent on.
-            plan = replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=32))
-        state = target.state(posterior, change(plan))
+        target, plan, sources = target_of(problem), _plan(problem, effort, seed), None
+        chosen = form.build() if isinstance(form, FormChoice) else form
+        if isinstance(problem, TokenProblem):
+            chosen, sources = tokens_form(problem, chosen), tokens_sources(problem)
+        posterior = target.posterior(chosen)
+        state = target.state(posterior, change(plan), sources)
         for _ in train(state, None):
             pass
         state.use_average()
         return posterior.chain
 
     return make
+
+
+def _plan(problem: ExactProblem, effort: Effort, seed: int) -> Training:
+    if isinstance(problem, TokenProblem):
+        plan = recommended_tokens(problem, effort.seconds, seed)
+    else:
+        plan = recommended(effort.seconds, seed)
+        if effort.seconds is None:
+            # Where calls are counted, rollouts for the pool are what they are spent on.
+            plan = replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=32))
+    return replace(plan, network_calls=effort.network_calls)
 
 
 def balanced(objective: Objective) -> Maker:
@@ -407,10 +425,13 @@ def bench_row(problem: ExactProblem, method: str, seed: int, effort: Effort) -> 
 
 
 def _judged(problem: ExactProblem, sampler: Sampler, seed: int) -> Judgement:
+    tokens = isinstance(problem, TokenProblem)
     if isinstance(sampler, Systems):
         population, chain = sampler.population, sampler.chain
+        if tokens:
+            return judge_token_population(problem, population, chain, seed)
         return judge_population(problem, population, chain, seed, SYSTEMS_JUDGED)
-    return judge(problem, sampler, seed)
+    return judge_tokens(problem, sampler, seed) if tokens else judge(problem, sampler, seed)
 
 
 def _counted(problem: ExactProblem) -> tuple[ExactProblem, list[int]]:

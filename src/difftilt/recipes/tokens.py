@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from difftilt.chains import Chain
-from difftilt.forms import FullCopy
+from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.posteriors import Sources
 from difftilt.smc.population import Population
 from difftilt.tasks.exact.base import Truth
@@ -26,7 +26,7 @@ def recommended_tokens(
 ) -> Training:
     """The training that served best on problems of a few tokens (docs/log.md)."""
     tabular = any(isinstance(m, TabularNetwork) for m in problem.chain.denoiser.modules())
-    rates = Optimisation(0.03) if tabular else Optimisation(2e-3, 0.01)
+    rates = Optimisation(0.03) if tabular else Optimisation(5e-3, 0.02)
     return Training(
         steps=1500,
         seconds=seconds,
@@ -41,9 +41,16 @@ def recommended_tokens(
     )
 
 
-def tokens_form(problem: TokenProblem) -> FullCopy:
-    """A copy of the prior's network, which chooses the positions too where the chain lets it."""
-    return FullCopy(learned_order=problem.learned_order)
+def tokens_form(problem: TokenProblem, wanted: Form | None = None) -> Form:
+    """A copy of the prior's network, which chooses the positions too where the chain lets it.
+
+    Arguments:
+        problem: the problem.
+        wanted: what carries the posterior on vectors; a perceptron becomes the copy.
+    """
+    if wanted is None or isinstance(wanted, Perceptron):
+        return FullCopy(learned_order=problem.learned_order)
+    return wanted
 
 
 def tokens_sources(problem: TokenProblem) -> Sources:
@@ -64,7 +71,11 @@ def judge_tokens(problem: TokenProblem, chain: Chain, seed: int = 0) -> Judgemen
         chain: the sampler.
         seed: of the judging draws, 10,000 per canvas.
     """
-    each = [judge(alone, bound(chain, alone), seed, DRAWS) for alone in single(problem)]
+    each = []
+    for alone in single(problem):
+        # The judge draws a tenth at a time.
+        rows = alone.conditions.expand(DRAWS // 10, -1, -1)
+        each.append(judge(alone, chain.given(rows), seed, DRAWS))
     distance = total_variation(exact_law(chain, problem.conditions), problem.law)
     return replace(averaged(each), tv=float(distance.mean()))
 
@@ -81,14 +92,10 @@ def judge_token_population(
         seed: of the judging draws, 2,000 systems per canvas.
     """
     each = [
-        judge_population(alone, population, bound(chain, alone), seed, SYSTEMS)
+        judge_population(alone, population, chain.given(alone.conditions), seed, SYSTEMS)
         for alone in single(problem)
     ]
     return averaged(each)
-
-
-def bound(chain: Chain, alone: TokenProblem) -> Chain:
-    return chain.given(alone.conditions)
 
 
 def single(problem: TokenProblem) -> list[TokenProblem]:

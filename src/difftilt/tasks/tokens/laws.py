@@ -9,8 +9,7 @@ from difftilt.chains import Chain
 from difftilt.diffusions.masked import GENERATED, MaskedDiffusion, MaskedLevel
 from difftilt.diffusions.orders import Parallel
 from difftilt.errors import InputError
-from difftilt.marginals import completion_law, step_denoiser
-from difftilt.tasks.tokens.networks import words
+from difftilt.marginals import completion_law, step_denoiser, words
 
 
 def exact_law(chain: Chain, condition: Int[Tensor, "C 2 L"]) -> Float[Tensor, "C completions"]:

@@ -5,13 +5,14 @@
 | ``consistent_table(joint)`` | those of one joint law: any order of revealing gives that law |
 | ``arbitrary_table(...)`` | random in every state: no joint law has them |
 | ``random_transformer(...)`` | an untrained transformer's with a sharpened head |
-| ``trained_transformer(...)`` | those that the masked loss learns of a joint law |
+| ``trained_transformer(...)`` | what the masked loss learned of a joint law; shipped weights |
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from difftilt.marginals import words
 from difftilt.models.token_transformer import TokenTransformer, TransformerSize
 from difftilt.token_denoisers import TokenNetwork
 
@@ -73,11 +74,6 @@ def _place_values(base: int, length: int) -> Int[Tensor, " L"]:
     return base ** torch.arange(length - 1, -1, -1)
 
 
-def words(base: int, length: int) -> Int[Tensor, "base^length length"]:
-    """All words of so many letters, the last running fastest."""
-    return torch.cartesian_prod(*[torch.arange(base)] * length).reshape(-1, length)
-
-
 def random_joint(
     vocab_size: int, length: int, generator: torch.Generator, scale: float = 1.5
 ) -> Float[Tensor, " words"]:
@@ -117,52 +113,10 @@ def random_transformer(vocab_size: int, length: int, seed: int) -> TransformerNe
     return network.eval()
 
 
-def trained_transformer(
-    joint: Float[Tensor, " words"],
-    length: int,
-    seed: int,
-    steps: int = 400,
-    batch: int = 256,
-) -> TransformerNetwork:
-    """A transformer after some updates of the masked loss on words of a joint law.
+def trained_transformer(vocab_size: int, length: int, weights: bytes) -> TransformerNetwork:
+    """A transformer from the bytes of a safetensors file."""
+    from safetensors.torch import load
 
-    Arguments:
-        joint: over all words in their order.
-        length: L.
-        seed: of weights and draws.
-        steps: Adam updates.
-        batch: words per update.
-    """
-    vocab_size = round(len(joint) ** (1 / length))
-    every = words(vocab_size, length)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = TransformerNetwork(vocab_size, length)
-    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
-        drawn = every[torch.multinomial(joint, batch, replacement=True, generator=generator)]
-        loss = _masked_loss(network, drawn, generator)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+    network = TransformerNetwork(vocab_size, length)
+    network.load_state_dict(load(weights))
     return network.eval()
-
-
-def _masked_loss(
-    network: TransformerNetwork, tokens: Int[Tensor, "B L"], generator: torch.Generator
-) -> Tensor:
-    """Cross-entropy at masked positions, a uniform number of them masked at random.
-
-    The mean over the masks of each word, times L: an unbiased bound of -log p (Ou et al. 2024,
-    arXiv 2406.03736).
-    """
-    batch, length = tokens.shape
-    count = torch.randint(1, length + 1, (batch, 1), generator=generator)
-    keys = torch.rand(batch, length, generator=generator)
-    masked = keys.argsort(1).argsort(1) < count
-    ids = torch.where(masked, network.mask_id, tokens)
-    log_probs = network.network(ids).log_softmax(2).gather(2, tokens[..., None])[..., 0]
-    return -(torch.where(masked, log_probs, 0.0).sum(1) * length / count[:, 0]).mean()

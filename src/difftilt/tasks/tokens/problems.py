@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.resources import files
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,7 @@ from torch import Tensor
 from difftilt.chains import Chain
 from difftilt.diffusions.masked import GENERATED, GIVEN, MaskedDiffusion, canvas
 from difftilt.diffusions.orders import AnyOrder, Order, Stepwise
-from difftilt.marginals import completions
+from difftilt.marginals import completions, words
 from difftilt.tasks.exact.base import ExactProblem, Truth
 from difftilt.tasks.tokens.laws import exact_law
 from difftilt.tasks.tokens.networks import (
@@ -26,11 +27,11 @@ from difftilt.tasks.tokens.networks import (
     random_joint,
     random_transformer,
     trained_transformer,
-    words,
 )
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
 ODD = math.log(1e-3)
+TRAINED = "tokens_trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def _random_network(
 
 
 def _trained_network(name: str) -> TokenProblem:
-    joint = random_joint(4, 6, _seeded(0))
-    network = trained_transformer(joint, 6, 0)
+    weights = files("difftilt.tasks.tokens").joinpath("data", TRAINED).read_bytes()
+    network = trained_transformer(4, 6, weights)
     summary = "a transformer trained on a random law of 6 tokens of 4, pairwise couplings"
     return token_problem(name, summary, network, random_couplings(4, 6, 1, 2.0), Stepwise())
 
