@@ -46,11 +46,12 @@ class Settings:
 
 
 def new_tokenizer() -> FastTokenizer:
-    """One id per word of the grammar."""
+    """One id per word of the grammar; a pad ends a sentence, and is a word like others."""
     ids = {word: number for number, word in enumerate(tokens.vocabulary())}
     core = Tokenizer(models.WordLevel(ids, unk_token=tokens.PAD))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return FastTokenizer(tokenizer_object=core, pad_token=tokens.PAD, mask_token=tokens.MASK)
+    names = {"pad_token": tokens.PAD, "eos_token": tokens.PAD, "mask_token": tokens.MASK}
+    return FastTokenizer(tokenizer_object=core, **names)
 
 
 def new_model(settings: Settings) -> BertForMaskedLM:

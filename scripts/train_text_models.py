@@ -34,8 +34,8 @@ from difftilt.tasks.text import TEXT_LAYOUT
 
 Part = Literal["tokenizer", "prior", "reader", "heldout"]
 HELD_OUT_BOOKS = ("Ruth", "Tob", "Jonah", "John", "Acts")
-PAD, MASK, END, UNKNOWN = "[PAD]", "[MASK]", "[END]", "[UNK]"
-PAD_ID, MASK_ID, END_ID = 0, 1, 2
+PAD, MASK, BEGIN, UNKNOWN = "[PAD]", "[MASK]", "[BOS]", "[UNK]"
+PAD_ID, MASK_ID, BEGIN_ID = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -106,23 +106,25 @@ def split_books(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]
 
 
 def new_tokenizer(lines: list[str], vocabulary: int) -> FastTokenizer:
-    """Byte-pair encoding of words; a word's last piece carries the space after it."""
+    """Byte-pair encoding of words; a word's last piece carries the space after it.
+
+    A pad ends a text, and is a token like others.
+    """
     core = Tokenizer(models.BPE(unk_token=UNKNOWN, end_of_word_suffix="</w>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
     )
     core.decoder = decoders.BPEDecoder(suffix="</w>")
-    special = [PAD, MASK, END, UNKNOWN]
+    special = [PAD, MASK, BEGIN, UNKNOWN]
     core.train_from_iterator(
         lines,
         trainers.BpeTrainer(
             vocab_size=vocabulary, special_tokens=special, end_of_word_suffix="</w>"
         ),
     )
-    return FastTokenizer(
-        tokenizer_object=core, pad_token=PAD, mask_token=MASK, eos_token=END, bos_token=END
-    )
+    names = {"pad_token": PAD, "eos_token": PAD, "mask_token": MASK, "bos_token": BEGIN}
+    return FastTokenizer(tokenizer_object=core, **names)
 
 
 def encoded(tokenizer: FastTokenizer, lines: list[str]) -> list[list[int]]:
@@ -214,15 +216,15 @@ def train_reader(settings: Settings, tokenizer: FastTokenizer) -> None:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            bos_token_id=END_ID,
-            eos_token_id=END_ID,
+            bos_token_id=BEGIN_ID,
+            eos_token_id=PAD_ID,
         )
     )
     print(f"{len(stream)} tokens, {model.num_parameters()} parameters", file=sys.stderr)
 
     def loss() -> Tensor:
         start = torch.randint(len(stream) - length, (settings.batch, 1))
-        ids = F.pad(stream[start + torch.arange(length)], (1, 0), value=END_ID)
+        ids = F.pad(stream[start + torch.arange(length)], (1, 0), value=BEGIN_ID)
         logits = model(input_ids=ids[:, :-1]).logits.float()
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
