@@ -30,6 +30,10 @@ class Reveal:
     positions: Int[Tensor, "B P"]
     valid: Bool[Tensor, "B P"]
 
+    def part(self, rows: Int[Tensor, " R"]) -> "Reveal":
+        """That of some of the samples."""
+        return Reveal(self.positions[rows], self.valid[rows])
+
     def total(self, values: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         """The sum over the positions that count."""
         return torch.where(self.valid, values, 0.0).sum(1)

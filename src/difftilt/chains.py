@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from difftilt.denoisers import Denoiser, differentiable_prediction
@@ -35,7 +35,7 @@ class Kernel(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        x: Float[Tensor, "B ..."],
+        x: Shaped[Tensor, "B ..."],
         n: int | Int[Tensor, " B"],
         prediction: Tensor,
         condition: Tensor | None,
@@ -59,6 +59,17 @@ class Kernel(nn.Module, ABC):
     ) -> Tensor:
         """``x_n`` with what is decided of step n before the networks predict; the prior's way."""
         return diffusion.planned(x, n, noise)
+
+    def on(self, diffusion: Diffusion) -> "Kernel":
+        """The same networks with the steps of another diffusion.
+
+        Raises:
+            InputError: the kernel cannot change its steps.
+        """
+        raise InputError(
+            f"{type(self).__name__} is bound to the steps it was made for, and this objective "
+            "wants others; use a posterior that is a denoiser (FullCopy or LoRA)"
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: dropout would make the ratio of a path a random number."""
@@ -109,13 +120,13 @@ class Path:
         condition: (B, ...) or None.
     """
 
-    states: Float[Tensor, "levels B ..."]
+    states: Shaped[Tensor, "levels B ..."]
     predictions: Tensor | None = None
     log_ratio: Float[Tensor, " B"] | None = None
     condition: Tensor | None = None
 
     @property
-    def x_0(self) -> Float[Tensor, "B ..."]:
+    def x_0(self) -> Shaped[Tensor, "B ..."]:
         """The ends of the paths, (B, *event)."""
         return self.states[0]
 
@@ -216,12 +227,23 @@ class Chain:
             )
         return replace(self, kernel=kernel, initial=initial)
 
+    @property
+    def leap(self) -> "Chain":
+        """This chain with steps from ``x_n`` to ``x_0`` in one network call (mean field).
+
+        Raises:
+            InputError: the states are no tokens, or the posterior is no denoiser.
+        """
+        leap = self.diffusion.leap
+        kernel = None if self.kernel is None else self.kernel.on(leap)
+        return replace(self, diffusion=leap, kernel=kernel)
+
     def given(self, condition: Tensor | None) -> "Chain":
         """This chain with a condition of shape (B, ...) bound to it."""
         return replace(self, condition=condition)
 
     def predict(
-        self, x: Float[Tensor, "B ..."], n: int | Tensor, rows=None, gradients: bool = False
+        self, x: Shaped[Tensor, "B ..."], n: int | Tensor, rows=None, gradients: bool = False
     ) -> Tensor:
         """The prior's clean prediction at ``x_n``.
 
@@ -244,11 +266,24 @@ class Chain:
         with torch.no_grad():
             return denoiser(x, level)
 
+    def clean(self, prediction: Tensor, x: Tensor, n: int) -> Float[Tensor, "B ..."]:
+        """The prior's guess of x_0 at ``x_n``, from its prediction there or, of tokens, one more.
+
+        Arguments:
+            prediction: the prior's at ``x_n``.
+            x: states x_n.
+            n: the step.
+        """
+        if self.diffusion.whole:
+            return self.diffusion.clean(prediction, x, n)
+        leap = self.prior.leap
+        return leap.diffusion.clean(leap.predict(x, n), x, n)
+
     def base(self, batch: int) -> Transition:
         """The law of ``x_N`` of ``batch`` samples; a bound condition has as many rows."""
         return self.diffusion.base(self.empty(batch), self.condition)
 
-    def law(self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor) -> Transition:
+    def law(self, prediction: Tensor, x: Shaped[Tensor, "B ..."], n: int | Tensor) -> Transition:
         """The prior's law of ``x_{n-1}`` from its prediction at ``x_n``."""
         return self.diffusion.reverse(prediction, x, n)
 
@@ -268,6 +303,6 @@ class Chain:
             return self.kernel.planned(x, n, self.condition, self.diffusion, noise)
         return self.diffusion.planned(x, n, noise)
 
-    def empty(self, batch: int) -> Float[Tensor, "B ..."]:
+    def empty(self, batch: int) -> Shaped[Tensor, "B ..."]:
         """A tensor (B, *event) of the chain's dtype and device."""
         return self.like.new_zeros((batch, *self.event_shape))

@@ -15,7 +15,8 @@ Conditions are bound, not threaded: ``denoiser.given(condition)`` is a denoiser.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,11 @@ class Denoiser(nn.Module, ABC):
     def informed(self) -> "Denoiser":
         """This denoiser as a posterior's: it may read all of a condition."""
         return self
+
+    @contextmanager
+    def active(self) -> Iterator["Denoiser"]:
+        """Inside, the denoiser to ask, whose parts may be called one by one (adapters are on)."""
+        yield self
 
 
 def differentiable_prediction(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difftilt.chains import Chain, Kernel
 from difftilt.kernels import VectorKernel
 from difftilt.models.mlp import Size
+from difftilt.order_kernel import ordered
 from difftilt.value_kernel import ValueKernel
 from difftilt.values import VectorValue
 
@@ -17,10 +18,12 @@ class FullCopy:
     Arguments:
         learned_variance: also learn one log-scale per step (then it cannot be exported).
         labels: number of classes of a UNet that becomes conditional on one; None for none.
+        learned_order: also choose which token comes next (a masked chain of ``Stepwise()`` order).
     """
 
     learned_variance: bool = False
     labels: int | None = None
+    learned_order: bool = False
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
@@ -30,7 +33,8 @@ class FullCopy:
             from difftilt.adapters.labels import labelled_copy
 
             return labelled_copy(chain, self.labels, self.learned_variance)
-        return full_copy(chain, learned_variance=self.learned_variance)
+        kernel = full_copy(chain, learned_variance=self.learned_variance)
+        return ordered(kernel, chain) if self.learned_order else kernel
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,20 @@ class LoRA:
         rank: of each adapter.
         alpha: scale of each adapter times its rank; None for the rank itself.
         targets: names of the layers, or "all" linear and convolutional ones.
+        learned_order: also choose which token comes next (a masked chain of ``Stepwise()`` order).
     """
 
     rank: int = 16
     alpha: float | None = None
     targets: tuple[str, ...] | str = ("to_q", "to_k", "to_v", "to_out.0")
+    learned_order: bool = False
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
         from difftilt.adapters.lora import lora
 
-        return lora(chain, self.rank, self.alpha, self.targets)
+        kernel = lora(chain, self.rank, self.alpha, self.targets)
+        return ordered(kernel, chain) if self.learned_order else kernel
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Perceptron:
         """The kernel on a prior's chain, at its starting point."""
         return VectorKernel(
             chain.event_shape,
-            chain.steps,
+            chain.gaussian.steps,
             self.components,
             self.learned_variance,
             Size(self.width, self.depth, self.frequencies),

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from difftilt.chains import Chain, Kernel
@@ -118,7 +118,7 @@ class DenoiserKernel(Kernel):
 
     def forward(
         self,
-        x: Float[Tensor, "B ..."],
+        x: Shaped[Tensor, "B ..."],
         n: int | Int[Tensor, " B"],
         prediction: Tensor,
         condition: Tensor | None,
@@ -132,6 +132,11 @@ class DenoiserKernel(Kernel):
         if tilt.log_scale is not None:
             log_scale = log_scale + tilt.log_scale
         return GaussianTilt(tilt.delta, log_scale)
+
+    def on(self, diffusion: Diffusion) -> "DenoiserKernel":
+        other = copy.copy(self)
+        other.diffusion = diffusion
+        return other
 
 
 def full_copy(chain: Chain, learned_variance: bool = False) -> DenoiserKernel:

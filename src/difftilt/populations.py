@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain
@@ -55,7 +55,7 @@ class PopulationSampler:
         """This sampler with a condition (1, ...), or (n, ...) for n samples, bound."""
         return replace(self, chain=self.chain.given(condition))
 
-    def sample(self, n: int, seed: int = 0) -> Float[Tensor, "n ..."]:
+    def sample(self, n: int, seed: int = 0) -> Shaped[Tensor, "n ..."]:
         """``n`` independent samples (decoded), one of each of n systems.
 
         Raises:

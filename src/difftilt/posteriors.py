@@ -17,7 +17,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from difftilt.chains import Chain, InitialTilt
@@ -71,7 +71,7 @@ class Prior:
         """SHA-256 of the weights where the source has them, else the name of the source."""
         return self.source if self.pipeline is None else self.pipeline.fingerprint
 
-    def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Float[Tensor, "n ..."]:
+    def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Shaped[Tensor, "n ..."]:
         """``n`` independent samples (decoded), one stream per sample."""
         return self.decoded(sample(self.chain, n, seed, batch).x_0)
 
@@ -112,6 +112,7 @@ class Sources:
 
     Arguments:
         data: (n, *event) for the "data" behaviour, or None.
+        data_conditions: (n, ...) the condition of each row of the data, or None.
         conditions: draws conditions ``(count, generator) -> (count, ...)``, or None.
         labels: number of integer conditions 0 ... labels - 1, for a learned log Z of each; else 0.
     """
@@ -119,6 +120,7 @@ class Sources:
     data: Tensor | None = None
     conditions: Callable[[int, torch.Generator], Tensor] | None = None
     labels: int = 0
+    data_conditions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Target:
         """What corrections and certificates read."""
         return Tilted(self.score, self.beta, self.log_bound)
 
-    def score(self, x_0: Float[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
+    def score(self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
         """``log r`` of the chain's ends, decoded first where the prior decodes.
 
         Detached, except where x_0 asks for a gradient.
@@ -164,7 +166,7 @@ class Target:
         method: Guidance,
         correct: Correction | None = None,
         effort: int = 4,
-    ) -> Float[Tensor, "n ..."]:
+    ) -> Shaped[Tensor, "n ..."]:
         """``n`` samples (decoded) without training: ``guided(method).sample(n, ...)``."""
         return self.guided(method).sample(n, seed, correct, effort)
 
@@ -184,6 +186,8 @@ class Target:
             small = len(chain.event_shape) == 1 and chain.event_shape[0] <= 64
             is_small_vector = continuous and small
             form = Perceptron() if is_small_vector else FullCopy()
+        if initial and not isinstance(chain.diffusion, GaussianDiffusion):
+            raise InputError("a chain of tokens starts from masks alone; fit with initial=False")
         first = InitialTilt(chain.event_shape) if initial else None
         if not chain.density_steps:
             chain.tilted(VectorKernel((1,), 1), None)  # raises the sentence about ODE samplers
@@ -218,6 +222,7 @@ class Target:
             found.conditions,
             found.labels,
             found.data,
+            found.data_conditions,
         )
 
     def fit(
@@ -283,7 +288,7 @@ class Posterior:
 
     def sample(
         self, n: int, seed: int = 0, correct: Correction | None = None, effort: int = 4
-    ) -> Float[Tensor, "n ..."]:
+    ) -> Shaped[Tensor, "n ..."]:
         """``n`` samples (decoded): one pass each, or corrected towards the exact posterior.
 
         Arguments:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -74,7 +74,8 @@ def _descend(
     """Run the steps ``start ... 1`` from x at level ``start``; ``gains`` is what Λ has so far."""
     states, predictions = [], []
     for n in range(start, 0, -1):
-        x = chain.planned(x, n, noise)
+        with torch.set_grad_enabled(drawing.graph):
+            x = chain.planned(x, n, noise)
         prediction = chain.predict(x, n)
         law = chain.law(prediction, x, n)
         if drawing.record:
@@ -118,7 +119,7 @@ def noised(chain: Chain, x_0: Shaped[Tensor, "B ..."], upto: int, noise: Noise) 
 
 
 @torch.no_grad()
-def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None) -> Path:
+def bridge(chain: Chain, x_0: Shaped[Tensor, "B ..."], noise: Noise | None = None) -> Path:
     """Paths of the forward process through given ends; off-policy data for any balance.
 
     A step without density (a zero-variance last step) is made consistent with the chain: its end
@@ -138,7 +139,7 @@ def bridge(chain: Chain, x_0: Float[Tensor, "B ..."], noise: Noise | None = None
 
 
 @torch.no_grad()
-def back_and_forth(chain: Chain, x_0: Float[Tensor, "B ..."], level: int, noise: Noise) -> Path:
+def back_and_forth(chain: Chain, x_0: Shaped[Tensor, "B ..."], level: int, noise: Noise) -> Path:
     """Noise ends up to ``level`` and denoise them again: a path near a given ``x_0``.
 
     The states above ``level`` come from the forward process, those below from the chain.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -44,7 +44,7 @@ class Samples:
         log_w: (n,) ``β log r - Λ``: log-weight of each sample against the posterior, or None.
     """
 
-    x_0: Float[Tensor, "n ..."]
+    x_0: Shaped[Tensor, "n ..."]
     log_r: Float[Tensor, " n"] | None = None
     log_w: Float[Tensor, " n"] | None = None
 

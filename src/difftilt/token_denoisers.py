@@ -2,10 +2,11 @@
 
 A ``TokenNetwork`` is any network of tokens; ``TokenDenoiser`` makes a ``Denoiser`` of it: it puts
 the network's own mask id where a state is masked, asks for the revealed positions alone, before the
-vocabulary head, and gives normalised log-probabilities in float32.
+vocabulary head, and gives normalised log-probabilities in float32 or wider.
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from difftilt.categorical import Reveal
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.masked import MaskedLevel, completed
 from difftilt.errors import InputError
@@ -105,32 +107,42 @@ class TokenDenoiser(Denoiser):
         return self.network.hidden(self.ids(x), level.time)
 
     def log_probs(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
-        """Normalised log-probabilities from features, float32; -inf for what is banned."""
-        logits = self.network.logits(hidden).float()
+        """Normalised log-probabilities from features, float32 or wider; -inf for what is banned."""
+        logits = wide(self.network.logits(hidden))
         if self.temperature != 1.0:
             logits = logits / self.temperature
         return logits.masked_fill(~self.allowed, -torch.inf).log_softmax(-1)
 
-    def forward(self, x_t: Int[Tensor, "B L"], level: MaskedLevel) -> Float[Tensor, "B P V"]:
-        reveal = level.reveal
-        busy = reveal.valid.any(1)
-        if not bool(busy.all()):
-            return self._of_some(x_t, level, busy)
-        hidden = self.features(x_t, level)
+    def revealed(self, hidden: Float[Tensor, "B L d"], reveal: Reveal) -> Float[Tensor, "B P V"]:
+        """Log-probabilities of the positions of a step, from features of whole states."""
         place = reveal.positions[..., None].expand(-1, -1, hidden.shape[-1])
         return self.log_probs(hidden.gather(1, place))
 
+    def forward(self, x_t: Int[Tensor, "B L"], level: MaskedLevel) -> Float[Tensor, "B P V"]:
+        busy = level.reveal.valid.any(1)
+        if not bool(busy.all()):
+            return self._of_some(x_t, level, busy.nonzero().flatten())
+        return self.revealed(self.features(x_t, level), level.reveal)
+
     def _of_some(
-        self, x: Int[Tensor, "B L"], level: MaskedLevel, busy: Tensor
+        self, x: Int[Tensor, "B L"], level: MaskedLevel, rows: Int[Tensor, " R"]
     ) -> Float[Tensor, "B P V"]:
         """The network sees only samples that reveal something; the others get anything."""
-        rows = busy.nonzero().flatten()
-        shape = (*level.reveal.positions.shape, self.vocab_size)
-        result = torch.full(shape, -float(torch.log(torch.tensor(float(self.vocab_size)))))
-        result = result.to(x.device)
         if not len(rows):
-            return result
-        reveal = type(level.reveal)(level.reveal.positions[rows], level.reveal.valid[rows])
-        chosen = MaskedLevel(reveal, level.time[rows])
+            return anything(level.reveal, self.vocab_size)
         part = self.given(None if self.condition is None else self.condition[rows])
-        return result.index_copy(0, rows, part(x[rows], chosen))
+        found = part(x[rows], level.part(rows))
+        return anything(level.reveal, self.vocab_size, found.dtype).index_copy(0, rows, found)
+
+
+def anything(
+    reveal: Reveal, vocab_size: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B P V"]:
+    """Log-probabilities for samples that reveal nothing: a law that nobody reads."""
+    shape, device = (*reveal.positions.shape, vocab_size), reveal.positions.device
+    return torch.full(shape, -math.log(vocab_size), device=device, dtype=dtype)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Values in float32 at least: probabilities in half precision would not add up."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -14,7 +14,6 @@ are, to be run by their usual loop.
 
 import copy
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from difftilt.adapters.diffusers import PipelineChain
+from difftilt.adapters.folders import check_replaceable, write_whole
 from difftilt.adapters.lora import AdaptedDenoiser, plain_copy
 from difftilt.chains import Kernel
 from difftilt.denoisers import NetworkDenoiser
-from difftilt.errors import CheckpointError, InputError, require
+from difftilt.errors import InputError, require
 from difftilt.kernels import DenoiserKernel
 
 
@@ -50,13 +50,16 @@ def export_pipeline(record: PipelineChain, kernel: Kernel, folder: str | Path) -
     """
     require("diffusers", "diffusers")
     folder = Path(folder).expanduser()
-    _check_replaceable(folder)
+    check_replaceable(folder, "model_index.json", "diffusers pipeline")
     unet, adapter = _posterior_unet(record, kernel)
     pipeline = _pipeline(unet, record.scheduler)
-    try:
-        _write(folder, pipeline, adapter)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the pipeline to {folder}: {error}") from error
+
+    def write(new: Path) -> None:
+        pipeline.save_pretrained(new, safe_serialization=True)
+        if adapter is not None:
+            _write_adapter(new / "lora", adapter)
+
+    write_whole(folder, write, "pipeline")
     return folder
 
 
@@ -81,34 +84,6 @@ def _pipeline(unet: nn.Module, scheduler: Any) -> Any:
 
     kind: Any = DDIMPipeline if type(scheduler).__name__ == "DDIMScheduler" else DDPMPipeline
     return kind(unet=unet, scheduler=copy.deepcopy(scheduler))
-
-
-def _check_replaceable(folder: Path) -> None:
-    if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / "model_index.json").is_file():
-            raise InputError(
-                f"{folder} holds files that are no diffusers pipeline; choose a new folder"
-            )
-    elif folder.exists():
-        raise InputError(f"{folder} is a file; choose a folder to export to")
-
-
-def _write(folder: Path, pipeline: Any, adapter: AdaptedDenoiser | None) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same parent, so that the last move is a rename.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as holder:
-        new, old = Path(holder, "new"), Path(holder, "old")
-        pipeline.save_pretrained(new, safe_serialization=True)
-        if adapter is not None:
-            _write_adapter(new / "lora", adapter)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
 
 
 def _write_adapter(folder: Path, denoiser: AdaptedDenoiser) -> None:

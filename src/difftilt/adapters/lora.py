@@ -59,8 +59,13 @@ class AdaptedDenoiser(Denoiser):
         return self._prior[0]
 
     def forward(self, x_t: Shaped[Tensor, "B ..."], level: Any) -> Float[Tensor, "B ..."]:
+        with self.active() as prior:
+            return prior(x_t, level)
+
+    @contextmanager
+    def active(self) -> Iterator[Denoiser]:
         with _switched_on(self.layers.values(), self.adapter):
-            return self.prior(x_t, level)
+            yield self.prior
 
     def given(self, condition: Tensor | None) -> "AdaptedDenoiser":
         bound = copy.copy(self)

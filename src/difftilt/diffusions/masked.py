@@ -18,11 +18,12 @@ of ``log q - log p`` of the revealed tokens alone.
 Sources: Austin et al. 2021 (D3PM, arXiv 2107.03006); Sahoo et al. 2024 (MDLM, arXiv 2406.07524).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal
@@ -47,6 +48,10 @@ class MaskedLevel:
 
     reveal: Reveal
     time: Tensor
+
+    def part(self, rows: Int[Tensor, " R"]) -> "MaskedLevel":
+        """That of some of the samples."""
+        return MaskedLevel(self.reveal.part(rows), self.time[rows])
 
 
 def canvas(tokens: Int[Tensor, "B L"], roles: Int[Tensor, "B L"]) -> Int[Tensor, "B 2 L"]:
@@ -90,12 +95,15 @@ class MaskedDiffusion(Diffusion):
         InputError: nothing to generate.
     """
 
+    whole = False
+
     def __init__(self, vocab_size: int, length: int, order: Order | None = None) -> None:
         if length < 1:
             raise InputError("a masked chain needs at least 1 position to generate")
         self.vocab_size = vocab_size
         self.length = length
         self.order = AnyOrder() if order is None else order
+        self.leaps = False
 
     @property
     def steps(self) -> int:
@@ -115,8 +123,8 @@ class MaskedDiffusion(Diffusion):
 
     def reveal(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> Reveal:
         """The positions that step n reveals."""
-        marked = self._marked(x, n)
-        width = self.order.at_once(min(self.length, x.shape[1]))
+        marked, most = self._marked(x, n), min(self.length, x.shape[1])
+        width = most if self.leaps else self.order.at_once(most)
         if width == 1:
             place = marked.long().argmax(1, keepdim=True)
             return Reveal(place, marked.gather(1, place))
@@ -155,6 +163,10 @@ class MaskedDiffusion(Diffusion):
         mark = torch.zeros_like(undecided).scatter(1, position[:, None], True)
         return torch.where(mark & undecided & due, self.vocab_size + n, x)
 
+    def due(self, x: Int[Tensor, "B L"], n: int) -> Bool[Tensor, " B"]:
+        """Which samples reveal something at step n, planned already or not."""
+        return self._marked(x, n).any(1) | ((x == self.undecided).sum(1) >= n)
+
     def kept(self, prediction: Tensor, law: Transition, landed: Int[Tensor, "B L"]) -> Tensor:
         """The log-probability of the revealed tokens, (B,): all that a log-ratio needs."""
         return law.log_prob(landed)
@@ -170,7 +182,7 @@ class MaskedDiffusion(Diffusion):
         condition: Tensor | None = None,
     ) -> list[Tensor]:
         """States of ``x_0`` masked again in a random order of this chain's law."""
-        ranks = self._drawn_ranks(x_0, noise, condition)
+        x_0, ranks = self._hidden(x_0, condition), self._drawn_ranks(x_0, noise, condition)
         return [x_0, *(self._masked(x_0, ranks, n) for n in range(1, upto + 1))]
 
     def noised_pairs(
@@ -180,8 +192,42 @@ class MaskedDiffusion(Diffusion):
         noise: Noise,
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        ranks, step = self._drawn_ranks(x_0, noise, condition), n[:, None]
-        return self._masked(x_0, ranks, step), self._masked(x_0, ranks, step - 1)
+        x_0, ranks = self._hidden(x_0, condition), self._drawn_ranks(x_0, noise, condition)
+        step = n[:, None]
+        landed = 0 if self.leaps else step - 1
+        return self._masked(x_0, ranks, step), self._masked(x_0, ranks, landed)
+
+    @property
+    def leap(self) -> "MaskedDiffusion":
+        """Steps that reveal all masks at once: the mean-field law of ``x_0`` given ``x_n``."""
+        leaping = copy.copy(self)
+        leaping.leaps = True
+        return leaping
+
+    def clean(
+        self, prediction: Tensor, x: Int[Tensor, "B L"], n: int | Tensor
+    ) -> Int[Tensor, "B L"]:
+        """x with the likeliest tokens where the step reveals."""
+        return self.reveal(n, x).filled(x, prediction.argmax(2))
+
+    def denoising_pair(
+        self,
+        x_0: Int[Tensor, "R L"],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self.noised_pairs(x_0, n, noise, condition)
+
+    def denoising_loss(
+        self,
+        prediction: Tensor,
+        wanted: Int[Tensor, "R L"],
+        x: Int[Tensor, "R L"],
+        n: Int[Tensor, " R"],
+    ) -> Float[Tensor, " R"]:
+        """The cross-entropy of the tokens that the step reveals."""
+        return -self.reverse(prediction, x, n).log_prob(wanted)
 
     @property
     def _placing(self) -> tuple[int, Callable[[Tensor, Noise], Tensor]]:
@@ -191,6 +237,8 @@ class MaskedDiffusion(Diffusion):
         return self.vocab_size, lambda generated, noise: torch.full_like(generated.long(), later)
 
     def _marked(self, x: Int[Tensor, "B L"], n: int | Tensor) -> Bool[Tensor, "B L"]:
+        if self.leaps:
+            return x > self.vocab_size
         step = n[:, None] if isinstance(n, Tensor) else n
         return x == self.vocab_size + step
 
@@ -201,6 +249,12 @@ class MaskedDiffusion(Diffusion):
         if condition is not None:
             generated = condition[:, 1] == GENERATED
         return torch.where(generated, self.order.ranks(generated, noise), 0)
+
+    def _hidden(self, x_0: Int[Tensor, "B L"], condition: Tensor | None) -> Int[Tensor, "B L"]:
+        """Ends as the prior sees them: given data may spell out the suffix."""
+        if condition is None:
+            return x_0
+        return torch.where(condition[:, 1] == SUFFIX, self.vocab_size, x_0)
 
     def _masked(
         self, x_0: Int[Tensor, "B L"], ranks: Int[Tensor, "B L"], n: int | Tensor

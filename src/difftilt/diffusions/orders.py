@@ -56,6 +56,30 @@ class Order(ABC):
         """The position that a stepwise order reveals next."""
         raise AssertionError("this order is drawn at the start")
 
+    def log_next(
+        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        """Log-probability of each position to be revealed next, where a step reveals one.
+
+        Arguments:
+            masked: the positions still to be revealed.
+            generated: those that were masked at the start.
+
+        Raises:
+            InputError: the order has no such law.
+        """
+        raise InputError(
+            f"{type(self).__name__} does not reveal one position after another, so that no "
+            "marginal follows from its partial states; use AnyOrder(), LeftToRight(), Blocks() or "
+            "Stepwise()"
+        )
+
+
+def _evenly(candidates: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Log-probabilities of a uniform choice, float64."""
+    share = -candidates.sum(1, keepdim=True).double().log()
+    return torch.where(candidates, share, -math.inf)
+
 
 def _ranked(
     keys: Float[Tensor, "B L"], generated: Bool[Tensor, "B L"], tokens_per_step: int
@@ -93,6 +117,11 @@ class AnyOrder(_Counted):
     def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
         return _ranked(noise.uniforms(generated), generated, self.tokens_per_step)
 
+    def log_next(
+        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        return _evenly(masked)
+
 
 @dataclass(frozen=True)
 class LeftToRight(_Counted):
@@ -101,6 +130,11 @@ class LeftToRight(_Counted):
     def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
         place = torch.arange(generated.shape[1], device=generated.device)
         return _ranked(-place.double().expand(generated.shape), generated, self.tokens_per_step)
+
+    def log_next(
+        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        return _evenly(masked & (masked.cumsum(1) == 1))
 
 
 @dataclass(frozen=True)
@@ -114,9 +148,17 @@ class Blocks(_Counted):
     size: int = 8
 
     def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
-        block = (generated.long().cumsum(1) - 1).div(self.size, rounding_mode="floor")
-        keys = noise.uniforms(generated) - block
+        keys = noise.uniforms(generated) - self._block(generated)
         return _ranked(keys, generated, self.tokens_per_step)
+
+    def log_next(
+        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        block = torch.where(masked, self._block(generated), generated.shape[1])
+        return _evenly(masked & (block == block.amin(1, keepdim=True)))
+
+    def _block(self, generated: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        return (generated.long().cumsum(1) - 1).div(self.size, rounding_mode="floor")
 
 
 @dataclass(frozen=True)
@@ -157,3 +199,8 @@ class Stepwise(Order):
         self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], n: int, noise: Noise
     ) -> Int[Tensor, " B"]:
         return torch.where(masked, noise.uniforms(masked), -1.0).argmax(1)
+
+    def log_next(
+        self, masked: Bool[Tensor, "B L"], generated: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        return _evenly(masked)

@@ -4,8 +4,14 @@ from difftilt.recipes.base import Recipe
 from difftilt.recipes.custom import Custom
 from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
+from difftilt.recipes.infill import Infill
 
-RECIPES: dict[str, type[Recipe]] = {"fashion": Fashion, "custom": Custom, "exact": Exact}
+RECIPES: dict[str, type[Recipe]] = {
+    "fashion": Fashion,
+    "infill": Infill,
+    "custom": Custom,
+    "exact": Exact,
+}
 
 
 def recipe_summaries() -> dict[str, str]:

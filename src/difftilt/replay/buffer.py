@@ -1,7 +1,7 @@
 """A replay buffer of ends ``x_0`` that the reward liked."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt.errors import InputError
@@ -47,7 +47,7 @@ class ReplayBuffer:
 
     def add(
         self,
-        x_0: Float[Tensor, "B ..."],
+        x_0: Shaped[Tensor, "B ..."],
         log_r: Float[Tensor, " B"],
         residual: Float[Tensor, " B"],
         condition: Tensor | None = None,

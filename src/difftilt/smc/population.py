@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -61,7 +61,7 @@ class Ends:
         reward_calls: how many x_0 or clean predictions the reward has seen.
     """
 
-    x_0: Float[Tensor, "M ..."]
+    x_0: Shaped[Tensor, "M ..."]
     log_r: Float[Tensor, " M"]
     log_z: Float[Tensor, " M"] | None
     reward_calls: int

@@ -26,7 +26,7 @@ def pathwise_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:
     """Draw paths, and accumulate one gradient.
 
     Raises:
-        InputError: the reward has no gradient, the kernel is a mixture, or the plan asks for a
+        InputError: the states are tokens, the reward has no gradient, the kernel is a mixture, or the plan asks for a
             random subset of the steps.
     """
     objective, plan = state.plan.objective, state.plan
@@ -36,6 +36,7 @@ def pathwise_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:
             f"subset={plan.subset} is for objectives of log-ratios: an adjoint needs every step "
             "below it; use KLControl(truncation='random') for a cheaper unbiased gradient"
         )
+    state.chain.gaussian.steps  # noqa: B018 - refuses tokens
     found = situation(state, beta, plan.batch, ratio=True)
     path = rollout(found.chain, plan.batch, found.noise)
     log_r, slope = reward_gradient(state.log_reward, path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt.errors import CheckpointError
@@ -175,7 +175,7 @@ class RunFolder:
     def save_samples(
         self,
         name: str,
-        x_0: Float[Tensor, "n ..."],
+        x_0: Shaped[Tensor, "n ..."],
         log_r: Float[Tensor, " n"],
         log_w: Float[Tensor, " n"] | None = None,
         seed: int | None = None,
@@ -190,6 +190,16 @@ class RunFolder:
         tensors |= {} if seed is None else {"seed": torch.tensor(seed)}
         path = self._samples(name)
         write_tensors(path, tensors)
+        return path
+
+    def save_lines(self, name: str, lines: list[str]) -> Path:
+        """Write ``samples/name.txt``, a line each.
+
+        Raises:
+            CheckpointError: the disk is full; older samples are intact.
+        """
+        path = self._samples(name).with_suffix(".txt")
+        write_text(path, "".join(line.replace("\n", " ") + "\n" for line in lines))
         return path
 
     def load_samples(self, name: str) -> dict[str, Tensor]:

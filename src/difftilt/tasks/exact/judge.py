@@ -49,6 +49,7 @@ class Judgement:
         energy_distance: of 1,000 samples and 1,000 exact ones.
         energy_p: its permutation p-value.
         c2st: accuracy of a classifier telling them apart; 0.5 cannot.
+        tv: exact total variation, where all completions can be summed over.
     """
 
     log_z_error: float | None
@@ -62,6 +63,7 @@ class Judgement:
     energy_distance: float | None
     energy_p: float | None
     c2st: float | None
+    tv: float | None = None
 
     def to_dict(self) -> dict[str, float | None]:
         """The figures by name."""
@@ -69,16 +71,17 @@ class Judgement:
 
 
 @torch.no_grad()
-def judge(problem: ExactProblem, chain: Chain, seed: int = 0) -> Judgement:
+def judge(problem: ExactProblem, chain: Chain, seed: int = 0, draws: int = DRAWS) -> Judgement:
     """Judge a sampler of a problem's posterior.
 
     Arguments:
         problem: with its truth.
         chain: the sampler (the prior itself is judged as importance sampling).
         seed: of the judging draws.
+        draws: number of paths, a multiple of 10.
     """
     generator = torch.Generator().manual_seed(10_000 + seed)
-    path = _ends(chain, DRAWS, generator)
+    path = _ends(chain, draws, generator)
     assert path.log_ratio is not None
     log_w = problem.log_reward(path.x_0).double() - path.log_ratio.double()
     judgement = _judged(problem, path.x_0, log_w, generator)

@@ -1,0 +1,58 @@
+"""Folders of a model that appear whole or not at all."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from difftilt.errors import CheckpointError, InputError
+
+
+def check_replaceable(folder: Path, marker: str, kind: str) -> None:
+    """Refuse a place that holds something else.
+
+    Arguments:
+        folder: where a model is to be written.
+        marker: a file that every older model of this kind has.
+        kind: what it is called, e.g. "diffusers pipeline".
+
+    Raises:
+        InputError: a file is there, or a folder of other files.
+    """
+    if folder.is_dir():
+        if any(folder.iterdir()) and not (folder / marker).is_file():
+            raise InputError(f"{folder} holds files that are no {kind}; choose a new folder")
+    elif folder.exists():
+        raise InputError(f"{folder} is a file; choose a folder to export to")
+
+
+def write_whole(folder: Path, write: Callable[[Path], None], kind: str) -> None:
+    """Write a folder beside its place, then move it there; an older one goes last.
+
+    Arguments:
+        folder: where to.
+        write: writes into a folder that does not exist yet.
+        kind: what is written, e.g. "pipeline".
+
+    Raises:
+        CheckpointError: the disk says no.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # In the same parent, so that the last move is a rename.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as holder:
+            new, old = Path(holder, "new"), Path(holder, "old")
+            write(new)
+            _exchange(folder, new, old)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the {kind} to {folder}: {error}") from error
+
+
+def _exchange(folder: Path, new: Path, old: Path) -> None:
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise

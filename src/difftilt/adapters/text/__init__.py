@@ -1,0 +1,1 @@
+"""Published masked language models as networks of tokens (``load_text_model``)."""

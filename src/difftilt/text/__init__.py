@@ -1,0 +1,1 @@
+"""Texts with slots: templates, canvases of token ids, and rewards that read strings."""

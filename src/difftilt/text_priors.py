@@ -1,0 +1,137 @@
+"""A masked language model as a prior of fillings, and the tasks that it is given.
+
+``TextPrior(model)`` takes what a loader of published models returns (a ``TextModel``), and
+``text_prior(network, tokenizer)`` any network and tokenizer; ``infill`` makes a task of templates
+and a reward (``difftilt.infilling``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from difftilt.chains import Chain
+from difftilt.diffusions.masked import MaskedDiffusion
+from difftilt.diffusions.orders import Order
+from difftilt.errors import InputError
+from difftilt.infilling import Infilling
+from difftilt.posteriors import Prior
+from difftilt.rewards import CheckedReward, as_reward
+from difftilt.text.canvases import Canvases, Lengths, SuffixUse, canvases_of
+from difftilt.text.codecs import Codec, TextModel, codec_of
+from difftilt.text.rewards import StringReward, TextReward, WellFormed
+from difftilt.text.templates import parsed
+from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
+
+
+@dataclass(frozen=True)
+class BareTextModel:
+    """A network and a tokenizer as a ``TextModel``; see there for the fields."""
+
+    network: TokenNetwork
+    tokenizer: Any
+    pad_id: int | None = None
+    banned: tuple[int, ...] = ()
+    max_length: int | None = None
+    shift: bool = False
+    source: str = "a live model"
+
+    @property
+    def fingerprint(self) -> str:
+        """The source: a live model has no files."""
+        return self.source
+
+
+@dataclass(frozen=True)
+class TextPrior:
+    """A masked language model as a prior of fillings.
+
+    Arguments:
+        model: network, tokenizer and what belongs to them.
+        order: in which positions are revealed; default ``AnyOrder()``.
+        temperature: of the network's logits; a part of the prior.
+    """
+
+    model: TextModel
+    order: Order | None = None
+    temperature: float = 1.0
+
+    def infill(
+        self,
+        template: str | Sequence[str],
+        reward: Callable[..., Any],
+        *,
+        beta: float = 1.0,
+        suffix: SuffixUse | None = None,
+        lengths: Lengths = "padding",
+        banned: Sequence[int | str] = (),
+    ) -> Infilling:
+        """The task of filling the slots of one template, or of several at once.
+
+        Arguments:
+            template: e.g. "She opened the door. [5-12] Then she ran."; see ``text.templates``.
+            reward: a ``TextReward``; a ``CheckedReward`` of (x_0, canvases); or any function of
+                ``list[str]``, the whole texts.
+            beta: β > 0.
+            suffix: who sees the text after the last slot: "posterior" (default), "both", "none".
+            lengths: of variable slots: "padding", or the law that they are drawn from.
+            banned: ids, or texts of one token, that no slot may hold.
+
+        Raises:
+            InputError: a template without slot, with unknown tokens or too long for the model; a
+                suffix that is asked for and absent; β that is not positive.
+        """
+        codec = codec_of(self.model)
+        texts = [template] if isinstance(template, str) else list(template)
+        templates = [parsed(text) for text in texts]
+        canvases = canvases_of(templates, codec, lengths, suffix, self.model.max_length)
+        pads = lengths == "padding" and any(s.least < s.most for t in templates for s in t.slots)
+        forbidden = self._banned(codec, banned, pads)
+        prior = Prior(self._chain(canvases, forbidden), source=self.model.source)
+        checked = _checked(reward, canvases)
+        if pads:
+            checked = as_reward(WellFormed(checked, canvases))
+        return Infilling(prior.tilt(checked, beta), canvases)
+
+    def _chain(self, canvases: Canvases, banned: Sequence[int]) -> Chain:
+        network = self.model.network
+        if not canvases.generated:
+            raise InputError("every slot has length 0; let at least one hold a token")
+        denoiser = TokenDenoiser(network, banned, self.temperature).eval().requires_grad_(False)
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        diffusion = MaskedDiffusion(network.vocab_size, canvases.generated, self.order)
+        like = torch.zeros((), device=device)
+        return Chain(denoiser, diffusion, (canvases.length,), like=like)
+
+    def _banned(self, codec: Codec, banned: Sequence[int | str], pads: bool) -> list[int]:
+        """Special tokens, ids without a token, and what the user bans; pads where none may be."""
+        tokenizer, vocab_size = self.model.tokenizer, self.model.network.vocab_size
+        special = {*self.model.banned, *tokenizer.all_special_ids, codec.pad_id}
+        special |= set(range(len(tokenizer), vocab_size))
+        if pads:
+            special.discard(codec.pad_id)
+        return sorted(special | {codec.id_of(token) for token in banned})
+
+
+def _checked(reward: Callable[..., Any], canvases: Canvases) -> CheckedReward:
+    if isinstance(reward, CheckedReward):
+        return reward
+    text_reward = reward if isinstance(reward, TextReward) else StringReward(reward)
+    return as_reward(text_reward.on(canvases))
+
+
+def text_prior(
+    network: TokenNetwork, tokenizer: Any, order: Order | None = None, **fields: Any
+) -> TextPrior:
+    """A prior from any token network and a transformers tokenizer.
+
+    Arguments:
+        network: the network.
+        tokenizer: its tokenizer.
+        order: in which positions are revealed; default ``AnyOrder()``.
+        **fields: of ``BareTextModel``: pad_id (default the tokenizer's), banned, max_length,
+            shift, source.
+    """
+    pad_id = fields.pop("pad_id", getattr(tokenizer, "pad_token_id", None))
+    return TextPrior(BareTextModel(network, tokenizer, pad_id, **fields), order)
