@@ -18,7 +18,7 @@ import tyro
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from training_by_clock import train_by_clock
+from training_by_clock import save_small, train_by_clock
 from transformers import BertConfig, BertForMaskedLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
@@ -92,9 +92,7 @@ def main(settings: Settings) -> None:
         return -any_order_terms(model, ids, opened, tokens.MASK_ID).sum() / opened.sum()
 
     train_by_clock("story prior", model, loss, settings.minutes, settings.learning_rate)
-    folder = settings.out / "story_prior"
-    model.to(torch.float16).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
-    new_tokenizer().save_pretrained(folder)
+    save_small(model, new_tokenizer(), settings.out / "story_prior")
 
 
 if __name__ == "__main__":
