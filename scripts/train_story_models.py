@@ -15,14 +15,12 @@ from pathlib import Path
 
 import torch
 import tyro
-from jaxtyping import Bool, Int
+from masked_models import drawn_open, new_masked_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from training_by_clock import save_small, train_by_clock
-from transformers import BertConfig, BertForMaskedLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from difftilt.diffusions.masked import GIVEN
 from difftilt.tasks.any_order import any_order_terms
 from difftilt.tasks.stories import tokens
 from difftilt.tasks.stories.grammar import story
@@ -54,41 +52,19 @@ def new_tokenizer() -> FastTokenizer:
     return FastTokenizer(tokenizer_object=core, **names)
 
 
-def new_model(settings: Settings) -> BertForMaskedLM:
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokens.vocabulary()),
-            hidden_size=settings.width,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.width // 32,
-            intermediate_size=4 * settings.width,
-            max_position_embeddings=tokens.STORY_LAYOUT.length,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=None,
-        )
-    )
-
-
-def drawn_open(ids: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-    """What a training sequence predicts: half of them everything, half the last two sentences."""
-    written = tokens.STORY_LAYOUT.roles() != GIVEN
-    return (torch.rand(len(ids), 1) < 0.5) | written.expand(len(ids), -1)
-
-
 def main(settings: Settings) -> None:
     """Draw the stories, train, save."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     drawing = random.Random(settings.seed)
     stories = tokens.encoded([story(drawing) for _ in range(settings.stories)])
-    model = new_model(settings)
+    size = len(tokens.vocabulary())
+    model = new_masked_model(size, tokens.STORY_LAYOUT, settings.width, settings.layers)
     print(f"{len(stories)} stories, {model.num_parameters()} parameters", file=sys.stderr)
 
     def loss() -> Tensor:
         ids = stories[torch.randint(len(stories), (settings.batch,))]
-        opened = drawn_open(ids)
+        opened = drawn_open(tokens.STORY_LAYOUT, len(ids))
         return -any_order_terms(model, ids, opened, tokens.MASK_ID).sum() / opened.sum()
 
     train_by_clock("story prior", model, loss, settings.minutes, settings.learning_rate)

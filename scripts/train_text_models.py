@@ -9,10 +9,7 @@ learning rate follows the clock, so weights are repeated in law, not to the bit.
 """
 
 import json
-import re
-import struct
 import sys
-import zlib
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,15 +17,16 @@ from typing import Literal
 
 import torch
 import tyro
-from jaxtyping import Bool, Int
+from jaxtyping import Int
+from masked_models import HEAD_WIDTH, drawn_open, new_masked_model
+from sword_text import split_books
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from training_by_clock import save_small, train_by_clock
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from difftilt.diffusions.masked import GIVEN
 from difftilt.tasks.any_order import any_order_terms, elbo
 from difftilt.tasks.shipped import load_causal_model, load_masked_model
 from difftilt.tasks.text import (
@@ -40,7 +38,6 @@ from difftilt.tasks.text import (
 )
 
 Part = Literal["tokenizer", "heldout", "prior", "reader", "figures"]
-HELD_OUT_BOOKS = ("Ruth", "Tob", "Jdt", "Jonah", "John", "Acts")
 PAD, MASK, BEGIN, UNKNOWN = "[PAD]", "[MASK]", "[BOS]", "[UNK]"
 PAD_ID, MASK_ID, BEGIN_ID = 0, 1, 2
 
@@ -63,50 +60,6 @@ class Settings:
     learning_rate: float = 2e-3
     seed: int = 0
     threads: int = 1
-
-
-# -------------------------------------------------------------------------------------- the text
-
-
-def blocks(folder: Path, testament: str) -> list[str]:
-    """The compressed blocks of a SWORD zText module, in order."""
-    index = (folder / f"{testament}.bzs").read_bytes()
-    packed = (folder / f"{testament}.bzz").read_bytes()
-    entries = [struct.unpack_from("<III", index, at) for at in range(0, len(index), 12)]
-    return [zlib.decompress(packed[at : at + size]).decode() for at, size, _ in entries if size]
-
-
-def books(folder: Path) -> dict[str, str]:
-    """Plain text of each book, without prefaces, headings and notes."""
-    if not (folder / "ot.bzs").exists():
-        sys.exit(f"no SWORD module in {folder}; unpack Debian's sword-text-web and give --data")
-    marked = "".join(part for testament in ("ot", "nt") for part in blocks(folder, testament))
-    pieces = re.split(r'<div[^>]*osisID="(\w+)" sID="\w+" type="book"/>', marked)
-    return {name: plain(text) for name, text in zip(pieces[1::2], pieces[2::2], strict=True)}
-
-
-def plain(marked: str) -> str:
-    """The words of a book's OSIS markup, lower case and without quotation marks."""
-    text = marked[max(0, marked.find("<chapter")) :]
-    text = re.sub(r"<(note|title)\b.*?</\1>", " ", text, flags=re.DOTALL)
-    text = re.sub(r"</?w\b[^>]*>", "", text)
-    text = re.sub(r"<[^>]+>|[“”\"‘()\[\]]", " ", text).replace("’", "'").replace("—", " , ")
-    text = re.sub(r"(?<![a-z])'|'(?![a-z])", " ", text.lower())
-    return re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"\s+", " ", text)).strip()
-
-
-def sentences(text: str) -> list[str]:
-    """Split after a full stop, a question mark or an exclamation mark."""
-    return [part for part in re.split(r"(?<=[.!?]) ", text) if re.search("[a-z]", part)]
-
-
-def split_books(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], dict]:
-    """Sentences of the prior's books, the reader's and the held-out ones."""
-    every = {name: sentences(text) for name, text in books(folder).items()}
-    held_out = {name: every.pop(name) for name in HELD_OUT_BOOKS}
-    names = list(every)
-    prior, reader = names[0::2], names[1::2]
-    return {n: every[n] for n in prior}, {n: every[n] for n in reader}, held_out
 
 
 # --------------------------------------------------------------------------------- the tokeniser
@@ -153,43 +106,16 @@ def story_windows(parts: list[list[list[int]]]) -> Int[Tensor, "S L"]:
     return torch.stack(rows)
 
 
-def drawn_open(ids: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-    """What a training sequence predicts: half of them everything, half the middle and the ending.
-
-    Of those, half see the ending, whole or in part.
-    """
-    roles = TEXT_LAYOUT.roles().expand(len(ids), -1)
-    everything = torch.rand(len(ids), 1) < 0.5
-    return everything | (roles != GIVEN)
-
-
-def new_prior(settings: Settings, size: int) -> BertForMaskedLM:
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=size,
-            hidden_size=settings.width,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.width // 32,
-            intermediate_size=4 * settings.width,
-            max_position_embeddings=TEXT_LAYOUT.length,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=None,
-        )
-    )
-
-
 def train_prior(settings: Settings, tokenizer: FastTokenizer) -> None:
     torch.manual_seed(settings.seed)
     prior_books, _, _ = split_books(settings.data)
     windows = story_windows([encoded(tokenizer, lines) for lines in prior_books.values()])
-    model = new_prior(settings, len(tokenizer))
+    model = new_masked_model(len(tokenizer), TEXT_LAYOUT, settings.width, settings.layers)
     print(f"{len(windows)} windows, {model.num_parameters()} parameters", file=sys.stderr)
 
     def loss() -> Tensor:
         ids = windows[torch.randint(len(windows), (settings.batch,))]
-        opened = drawn_open(ids)
+        opened = drawn_open(TEXT_LAYOUT, len(ids))
         terms = any_order_terms(model, ids, opened, MASK_ID)
         return -terms.sum() / opened.sum()
 
@@ -213,7 +139,7 @@ def train_reader(settings: Settings, tokenizer: FastTokenizer) -> None:
             n_positions=length + 1,
             n_embd=settings.width,
             n_layer=settings.layers,
-            n_head=settings.width // 32,
+            n_head=settings.width // HEAD_WIDTH,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
