@@ -79,6 +79,18 @@ class TestTokens:
             assert value.item() == pytest.approx(told, rel=1e-6)
             assert verdict == grammar.judge(story.context, story.middle, story.ending)
 
+    def test_rewards_of_all_middles_give_the_exact_posterior(self):
+        story = stories(1, seed=3)[0]
+        law = grammar.prior(story.context)
+        ids = tokens.encoded([story]).repeat(len(law), 1)
+        ids[:, STORY_LAYOUT.middle_slice] = tokens.encoded_sentences(list(law))
+        joint = torch.tensor(list(law.values())).log() + tokens.log_reward(ids)
+        exact = grammar.posterior(story.context, story.ending)
+        assert joint.logsumexp(0).item() == pytest.approx(
+            grammar.evidence(story.context, story.ending), abs=1e-5
+        )
+        assert torch.allclose(joint.softmax(0), torch.tensor(list(exact.values())), atol=1e-6)
+
     @pytest.mark.parametrize("token", [PAD_ID, MASK_ID])
     def test_a_hole_in_the_middle_makes_it_invalid(self, token):
         ids = tokens.encoded(stories(5, seed=2))
