@@ -15,14 +15,12 @@ from pathlib import Path
 
 import torch
 import tyro
-from jaxtyping import Bool, Int
+from masked_models import drawn_open, new_masked_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from training_by_clock import train_by_clock
-from transformers import BertConfig, BertForMaskedLM
+from training_by_clock import save_small, train_by_clock
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from difftilt.diffusions.masked import GIVEN
 from difftilt.tasks.any_order import any_order_terms
 from difftilt.tasks.stories import tokens
 from difftilt.tasks.stories.grammar import story
@@ -46,34 +44,12 @@ class Settings:
 
 
 def new_tokenizer() -> FastTokenizer:
-    """One id per word of the grammar."""
+    """One id per word of the grammar; a pad ends a sentence, and is a word like others."""
     ids = {word: number for number, word in enumerate(tokens.vocabulary())}
     core = Tokenizer(models.WordLevel(ids, unk_token=tokens.PAD))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return FastTokenizer(tokenizer_object=core, pad_token=tokens.PAD, mask_token=tokens.MASK)
-
-
-def new_model(settings: Settings) -> BertForMaskedLM:
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokens.vocabulary()),
-            hidden_size=settings.width,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.width // 32,
-            intermediate_size=4 * settings.width,
-            max_position_embeddings=tokens.STORY_LAYOUT.length,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=None,
-        )
-    )
-
-
-def drawn_open(ids: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-    """What a training sequence predicts: half of them everything, half the last two sentences."""
-    written = tokens.STORY_LAYOUT.roles() != GIVEN
-    return (torch.rand(len(ids), 1) < 0.5) | written.expand(len(ids), -1)
+    names = {"pad_token": tokens.PAD, "eos_token": tokens.PAD, "mask_token": tokens.MASK}
+    return FastTokenizer(tokenizer_object=core, **names)
 
 
 def main(settings: Settings) -> None:
@@ -82,18 +58,17 @@ def main(settings: Settings) -> None:
     torch.manual_seed(settings.seed)
     drawing = random.Random(settings.seed)
     stories = tokens.encoded([story(drawing) for _ in range(settings.stories)])
-    model = new_model(settings)
+    size = len(tokens.vocabulary())
+    model = new_masked_model(size, tokens.STORY_LAYOUT, settings.width, settings.layers)
     print(f"{len(stories)} stories, {model.num_parameters()} parameters", file=sys.stderr)
 
     def loss() -> Tensor:
         ids = stories[torch.randint(len(stories), (settings.batch,))]
-        opened = drawn_open(ids)
+        opened = drawn_open(tokens.STORY_LAYOUT, len(ids))
         return -any_order_terms(model, ids, opened, tokens.MASK_ID).sum() / opened.sum()
 
     train_by_clock("story prior", model, loss, settings.minutes, settings.learning_rate)
-    folder = settings.out / "story_prior"
-    model.to(torch.float16).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
-    new_tokenizer().save_pretrained(folder)
+    save_small(model, new_tokenizer(), settings.out / "story_prior")
 
 
 if __name__ == "__main__":

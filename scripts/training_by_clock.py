@@ -4,10 +4,13 @@ Muon (Jordan et al. 2024) steps the matrices of the hidden layers, AdamW embeddi
 biases, both with one learning rate (updates of AdamW's size: Liu et al. 2025, arXiv 2502.16982).
 """
 
+import json
 import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,3 +65,12 @@ def train_by_clock(
             spent = f"{share * minutes:5.1f} min, {time.process_time() / 60:5.1f} CPU-min"
             print(f"{name} {spent}  step {step}  loss {average:.4f}", file=sys.stderr, flush=True)
     model.eval()
+
+
+def save_small(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save in half precision, to be loaded in float32: files stay small, computing does not."""
+    model.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"dtype": "float32"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -53,7 +53,7 @@ class TestTexts:
         for situation in grammar.situations():
             causes = TOPICS[situation.topic].causes
             about = (situation.hero, situation.thing)
-            lists = [grammar._sentences(cause.middles, *about) for cause in causes]
+            lists = [grammar.sentences_of(cause.middles, *about) for cause in causes]
             flat = list(itertools.chain(*lists))
             assert len(set(flat)) == len(flat) == len(grammar.middles(situation))
 
@@ -93,9 +93,9 @@ class TestLaws:
         every = sorted(grammar.endings(situation))
         joint: Counter = Counter()
         for odds, cause in zip((0.4, 0.3, 0.2, 0.1), topic.causes, strict=True):
-            lines = grammar._sentences(cause.middles, *about)
-            own = grammar._sentences(cause.endings, *about)
-            mood = grammar._sentences(grammar.MOODS[cause.mood], *about)
+            lines = grammar.sentences_of(cause.middles, *about)
+            own = grammar.sentences_of(cause.endings, *about)
+            mood = grammar.sentences_of(grammar.MOODS[cause.mood], *about)
             for middle in lines:
                 mass = odds / len(lines)
                 for ending in own:

@@ -39,6 +39,7 @@ def load_tokenizer(folder: Path) -> Any:
         CheckpointError: its files are missing.
     """
     transformers = require("transformers", "text")
+    _check_file(folder / "tokenizer.json")
     try:
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -48,16 +49,22 @@ def load_tokenizer(folder: Path) -> Any:
 def _loaded(architecture: str, folder: Path) -> Any:
     transformers = require("transformers", "text")
     kind = getattr(transformers, architecture)
+    _check_file(folder / "model.safetensors")
     try:
-        # Stored in half precision, which a CPU would otherwise compute in.
+        # Stored in half precision, which is slow on a CPU.
         model = kind.from_pretrained(folder, local_files_only=True).float()
     except (OSError, ValueError, RuntimeError) as error:
         raise _unusable(folder, error) from error
     return model.eval().requires_grad_(False)
 
 
-def _unusable(folder: Path, error: Exception) -> CheckpointError:
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise _unusable(path.parent, f"{path.name} is missing")
+
+
+def _unusable(folder: Path, reason: object) -> CheckpointError:
     return CheckpointError(
-        f"the language model in {folder} cannot be used ({error}); reinstall difftilt or run the "
+        f"the language model in {folder} cannot be used ({reason}); reinstall difftilt or run the "
         "script in scripts/ that makes it"
     )

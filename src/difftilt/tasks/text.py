@@ -13,6 +13,7 @@ text under the masked model is ``any_order.elbo``.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,13 +65,16 @@ def load_text_tokenizer() -> Any:
     return load_tokenizer(shipped_folder("text_prior"))
 
 
-def held_out_passages() -> list[Passage]:
-    """The shipped passages of books that no model was trained on; no sentence is in two of them.
+def held_out_passages(folder: Path | None = None) -> list[Passage]:
+    """Passages made from books that no model was trained on; no sentence is in two of them.
+
+    Arguments:
+        folder: holds ``passages.json``; None for the shipped ones.
 
     Raises:
         CheckpointError: their file is missing.
     """
-    path = shipped_folder("text_heldout") / "passages.json"
+    path = (folder or shipped_folder("text_heldout")) / "passages.json"
     try:
         rows = json.loads(path.read_text())
     except (OSError, ValueError) as error:

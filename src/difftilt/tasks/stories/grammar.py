@@ -9,7 +9,7 @@ posterior ``p(z | x, y)`` are known, and any middle can be judged. The reward of
 ``log p(y | x, z)``; a middle that is no sentence of the story leaves the ending to chance: then y
 is any ending of the whole grammar.
 
-Sentences are tuples of words of ``WORDS``; ``catalogue`` holds the texts.
+Sentences are tuples of words; ``catalogue`` holds the texts.
 """
 
 import itertools
@@ -77,7 +77,7 @@ def expansions(template: str) -> list[str]:
     return ["".join(words) for words in itertools.product(*choices)]
 
 
-def _sentences(templates: Iterable[str], hero: str, thing: str) -> list[Sentence]:
+def sentences_of(templates: Iterable[str], hero: str, thing: str) -> list[Sentence]:
     """All sentences of the templates about a hero and a thing."""
     he, his = HEROES[hero]
     him = {"he": "him", "she": "her"}[he]
@@ -107,9 +107,9 @@ def contexts(situation: Situation) -> tuple[list[Sentence], list[Sentence], list
     """The possible first, second and third sentences, each list uniform."""
     topic, about = TOPICS[situation.topic], (situation.hero, situation.thing)
     return (
-        _sentences(topic.openings, *about),
-        _sentences(topic.preparations, *about),
-        _sentences(topic.hints[situation.hint], *about),
+        sentences_of(topic.openings, *about),
+        sentences_of(topic.preparations, *about),
+        sentences_of(topic.hints[situation.hint], *about),
     )
 
 
@@ -119,7 +119,7 @@ def middles(situation: Situation) -> dict[Sentence, tuple[int, float]]:
     about = (situation.hero, situation.thing)
     table: dict[Sentence, tuple[int, float]] = {}
     for number, cause in enumerate(TOPICS[situation.topic].causes):
-        law = _even(_sentences(cause.middles, *about), CAUSE_ODDS[situation.hint][number])
+        law = _even(sentences_of(cause.middles, *about), CAUSE_ODDS[situation.hint][number])
         table |= {sentence: (number, mass) for sentence, mass in law.items()}
     return table
 
@@ -129,8 +129,8 @@ def following(situation: Situation, number: int) -> dict[Sentence, float]:
     """The endings that follow from a cause, with their probabilities (no slip)."""
     cause: Cause = TOPICS[situation.topic].causes[number]
     about = (situation.hero, situation.thing)
-    own = _even(_sentences(cause.endings, *about), OWN_ENDINGS)
-    return own | _even(_sentences(MOODS[cause.mood], *about), 1 - OWN_ENDINGS)
+    own = _even(sentences_of(cause.endings, *about), OWN_ENDINGS)
+    return own | _even(sentences_of(MOODS[cause.mood], *about), 1 - OWN_ENDINGS)
 
 
 @cache
