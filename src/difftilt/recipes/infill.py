@@ -30,13 +30,13 @@ from difftilt.rewards import CheckedReward
 from difftilt.sampling import Samples
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
 
-RESIDUAL_CONTEXTS, RESIDUAL_SAMPLES = 4, 8
+RESIDUAL_CONTEXTS, RESIDUAL_SAMPLES = 4, 6
 
 
 def _training() -> Training:
     return Training(
-        steps=400,
-        batch=128,
+        steps=200,
+        batch=64,
         paths_per_condition=16,
         warm_start=0.0,
         chunk=256,
@@ -62,8 +62,8 @@ class Infill(Recipe):
     data: Literal["stories", "bible"] = "stories"
     beta: float = 1.0
     contexts: int = 48
-    samples: int = 192
-    certificate_paths: int = 2048
+    samples: int = 96
+    certificate_paths: int = 768
     form: FormChoice = field(default_factory=lambda: FormChoice("full_copy"))
     training: Training = field(default_factory=_training)
 

@@ -153,7 +153,7 @@ def _corrected(job: Job, raw: Samples, seed: int, talk: Talk) -> Samples | None:
     assert raw.log_w is not None
     if job.contexts is not None:
         each = [job.posterior.given(context[None]) for context in job.contexts]
-        effort = CORRECTION_EFFORT**2
+        effort = 2 * CORRECTION_EFFORT
         parts = [one.draw(1, seed + i, "snis", effort) for i, one in enumerate(each)]
         return Samples(
             torch.cat([part.x_0 for part in parts]),
