@@ -15,7 +15,9 @@ from difftilt.objectives.pathwise import KLControl
 from difftilt.recipes.controls import controls_plan, two_controls
 from difftilt.recipes.exact import check_name
 from difftilt.recipes.image_methods import ImageBench, image_methods
+from difftilt.recipes.infill_methods import TextBench, text_methods
 from difftilt.recipes.methods import Bench, Effort, default_methods
+from difftilt.recipes.text_sets import DataName
 from difftilt.report.comparison import compared, draw_comparison
 from difftilt.report.tables import Column
 from difftilt.tasks.exact.two_cells import label_rows
@@ -135,6 +137,44 @@ def images(options: Annotated[Images, tyro.conf.arg(name="")]) -> Result:
 
 
 @dataclass(frozen=True)
+class Infilling:
+    """The missing sentence of held-out stories: samplers beside each other.
+
+    Arguments:
+        data: "stories" of the shipped grammar, or "bible", real text.
+        method: name of a method (may be repeated); default all.
+        seeds: of the trainings.
+        calls: network calls of each training.
+        contexts: held-out pairs (x, y).
+        json_file: write the rows there as JSON.
+    """
+
+    data: DataName = "stories"
+    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    seeds: tuple[int, ...] = (0,)
+    calls: int = 200_000
+    contexts: int = 48
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+
+
+def infill(options: Annotated[Infilling, tyro.conf.arg(name="")]) -> Result:
+    """The text table: the missing sentence of held-out stories.
+
+    Args:
+        options: what to run, and where to write.
+    """
+    chosen, seeds = list(options.method) or list(text_methods()), list(options.seeds)
+    bench = TextBench(options.data, chosen, seeds, options.calls, options.contexts)
+    rows = _all_rows(bench, options.json_file)
+    columns = [c for c in TEXT_COLUMNS if any(row.get(c.key) is not None for row in rows)]
+    if len(seeds) == 1:
+        return Result(rows, rows, columns, TEXT_LEGEND)
+    columns = [c for c in columns if c.key != "seed"]
+    shown = compared(rows, [c.key for c in columns], best="log_r")
+    return Result(rows, shown, columns, TEXT_LEGEND)
+
+
+@dataclass(frozen=True)
 class Controls:
     """Two independent controls learned from separate labelled sets (CTRL's task), with the answer.
 
@@ -199,7 +239,9 @@ def _write(rows: list[dict[str, Any]], path: Path | None) -> None:
         path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _all_rows(bench: Bench | ImageBench, json_file: Path | None) -> list[dict[str, Any]]:
+def _all_rows(
+    bench: Bench | ImageBench | TextBench, json_file: Path | None
+) -> list[dict[str, Any]]:
     """The rows of a bench, written down as they come."""
     rows, started = [], time.monotonic()
     for row in bench.rows():
@@ -290,6 +332,32 @@ log Z err: importance estimate minus rejection estimate, nats; ESS: share of the
 net calls: of the training alone; s: seconds of training and drawing; peak MB: how far the process
 grew."""
 
+TEXT_COLUMNS = [
+    Column("problem", "data"),
+    Column("method"),
+    Column("seed"),
+    Column("log_r", "mean log r"),
+    Column("log_r_low", "from"),
+    Column("log_r_high", "to"),
+    Column("coherent"),
+    Column("wrong cause"),
+    Column("invalid"),
+    Column("bleu", "BLEU-4"),
+    Column("gleu", "GLEU-4"),
+    Column("similarity"),
+    Column("distinct", "distinct-2"),
+    Column("residual", digits=2),
+    Column("ess", "ESS", 2),
+    Column("network_calls", "net calls"),
+    Column("seconds", "s", 2),
+]
+TEXT_LEGEND = """\
+mean log r: nats, of the reader of the ending, with its 95 % interval over stories; coherent, wrong
+cause, invalid: shares, by the grammar; BLEU, GLEU, similarity: to the middle as it was written
+(cosine of the prior's own features); distinct-2: share of different word pairs among a story's
+samples; residual: standard deviation of log q(z) - log p(z) - β log r, exact over all orders, 0 is
+exact; ESS: mean share over stories; net calls and s (seconds): of training and drawing."""
+
 CONTROL_COLUMNS = [
     Column("method"),
     Column("seed"),
@@ -319,5 +387,6 @@ TABLES = {
     "exact": Table(exact, "every method on problems with a known answer"),
     "controls": Table(controls, "CTRL's task: two controls learned apart, used together"),
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
+    "infill": Table(infill, "the text table: the missing sentence of held-out stories"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),
 }

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.chains import Chain
-from difftilt.diffusions.masked import MaskedDiffusion, completed
+from difftilt.diffusions.masked import GENERATED, MaskedDiffusion, completed
 from difftilt.kernels import DenoiserKernel
 from difftilt.marginals import terminal_residual
 from difftilt.posteriors import Posterior, Prior, Sources
@@ -96,11 +96,11 @@ class Infill(Recipe):
         return [self.texts.text(row) for row in ids]
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
-        prompted = _prompted(job)
+        shown = prompted(job)
         n = len(drawn.posterior.x_0)
         sets = {
             "prior": drawn.prior,
-            "prompted": _drawn(job, prompted, n, self.training.seed + 5),
+            "prompted": _drawn(job, shown, n, self.training.seed + 5),
             "posterior": drawn.posterior,
         }
         if drawn.corrected is not None:
@@ -110,7 +110,7 @@ class Infill(Recipe):
         assert truth is not None
         rows = [_row("mean log r", "nats, of the reader", _mean_log_r(sets))]
         rows += self.texts.metrics({**ids, "truth": truth[:, 0]}, truth[:, 0])
-        rows.append(_residual_row(job, prompted, self.training.seed + 6))
+        rows.append(_residual_row(job, shown, self.training.seed + 6))
         return {
             "title": f"Infilling: {self.data}",
             "rows": rows,
@@ -140,7 +140,7 @@ def _reward(log_reward: Callable[[Int[Tensor, "B L"]], Float[Tensor, " B"]]) -> 
     return CheckedReward(of_completed, name="reader of the ending", bound=0.0)
 
 
-def _prompted(job: Job) -> Posterior:
+def prompted(job: Job) -> Posterior:
     """The prior's own network with the ending shown to it."""
     chain = job.target.prior.chain
     kernel = DenoiserKernel(chain.denoiser.informed(), chain.diffusion)
@@ -160,8 +160,8 @@ def _row(name: str, note: str, values: dict[str, float]) -> dict[str, Any]:
     return {"name": name, **{c: values.get(c) for c in columns}, "note": note}
 
 
-def _residual_row(job: Job, prompted: Posterior, seed: int) -> dict[str, Any]:
-    found = {"prompted": prompted, "posterior": job.posterior}
+def _residual_row(job: Job, shown: Posterior, seed: int) -> dict[str, Any]:
+    found = {"prompted": shown, "posterior": job.posterior}
     values = {name: residual_spread(job, each, seed) for name, each in found.items()}
     note = (
         "standard deviation of log q(z) - log p(z) - β log r over samples of a context, nats, "
@@ -180,7 +180,9 @@ def residual_spread(
     """Root mean variance, over contexts, of the terminal residual of a sampler's own samples."""
     assert job.contexts is not None
     variances = []
-    for context in job.contexts[:contexts]:
+    # 2^n states each: the shortest ones.
+    generated = (job.contexts[:, 1] == GENERATED).sum(1)
+    for context in job.contexts[generated.argsort(stable=True)[:contexts]]:
         condition = context.expand(samples, -1, -1)
         drawn = posterior.given(condition).draw(samples, seed)
         assert drawn.log_r is not None

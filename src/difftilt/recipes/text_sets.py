@@ -29,6 +29,11 @@ from difftilt.tasks.stories.layout import Layout
 DataName = Literal["stories", "bible"]
 HELD_OUT_SEED = 20_240_531
 MOST_HELD_OUT = 64
+VERDICTS: dict[grammar.Verdict, str] = {
+    "coherent": "the middle states a cause from which the ending follows",
+    "wrong cause": "a sentence of the story from which the ending does not follow",
+    "invalid": "no sentence of the story",
+}
 
 
 class TextSet(ABC):
@@ -80,6 +85,10 @@ class TextSet(ABC):
         """A context, in a few words."""
         before, after = self.frame(ids)
         return f"{' '.join(before.split()[:6])} … {' '.join(after.split()[:8])}"
+
+    def shares(self, ids: Int[Tensor, "S L"]) -> dict[str, float]:
+        """Shares of fillings of each verdict, where a filling can be judged."""
+        return {}
 
     def metrics(
         self, sets: Mapping[str, Int[Tensor, "S L"]], truth: Int[Tensor, "n L"]
@@ -165,21 +174,16 @@ class Stories(TextSet):
     def metrics(
         self, sets: Mapping[str, Int[Tensor, "S L"]], truth: Int[Tensor, "n L"]
     ) -> list[dict[str, Any]]:
-        verdicts = {name: story_tokens.verdicts(ids) for name, ids in sets.items()}
-        kinds: dict[grammar.Verdict, str] = {
-            "coherent": "the middle states a cause from which the ending follows",
-            "wrong cause": "a sentence of the story from which the ending does not follow",
-            "invalid": "no sentence of the story",
-        }
+        shares = {name: self.shares(ids) for name, ids in sets.items()}
         rows = [
-            _row(
-                f"share {kind}",
-                note,
-                {name: found.count(kind) / len(found) for name, found in verdicts.items()},
-            )
-            for kind, note in kinds.items()
+            _row(f"share {kind}", note, {name: found[kind] for name, found in shares.items()})
+            for kind, note in VERDICTS.items()
         ]
         return [*rows, *super().metrics(sets, truth)]
+
+    def shares(self, ids: Int[Tensor, "S L"]) -> dict[str, float]:
+        found = story_tokens.verdicts(ids)
+        return {kind: found.count(kind) / len(found) for kind in VERDICTS}
 
 
 class Bible(TextSet):

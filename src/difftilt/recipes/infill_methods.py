@@ -1,0 +1,268 @@
+"""The text table: samplers of missing sentences beside each other on held-out stories.
+
+Every trained method gets a full copy of the prior's network, which starts as the prior's own with
+the ending shown to it, and the same number of network calls. Scores are of the first draws, none
+chosen, and their intervals are over stories.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from difftilt.diffusions.masked import GENERATED, completed
+from difftilt.errors import InputError
+from difftilt.objectives.base import Objective
+from difftilt.objectives.ddpp import DDPP
+from difftilt.objectives.group_policy import GroupPolicyGradient
+from difftilt.objectives.policy import Reinforce
+from difftilt.objectives.supervised import Supervised
+from difftilt.objectives.wake import Wake
+from difftilt.posteriors import Posterior, Sources
+from difftilt.recipes.base import Job
+from difftilt.recipes.infill import Infill, prompted, residual_spread
+from difftilt.recipes.text_sets import DataName, TextSet
+from difftilt.sampling import Samples
+from difftilt.tasks import text_metrics
+from difftilt.training.loop import train
+from difftilt.training.plan import BehaviourWeights, Training
+
+ROUNDS = 5
+AMONG = 8
+DATA = 2048
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """What a method gets.
+
+    Arguments:
+        recipe: the infilling recipe.
+        job: prior, target, held-out contexts.
+        calls: network calls of a training.
+        seed: of all that is drawn.
+    """
+
+    recipe: Infill
+    job: Job
+    calls: int
+    seed: int
+
+
+Draw = Callable[[TextTask], tuple[Samples, Posterior | None]]
+
+
+@dataclass(frozen=True)
+class TextMethod:
+    """A way to fill in sentences.
+
+    Arguments:
+        summary: one line.
+        draw: ``ROUNDS`` samples of every held-out context, the contexts in turn, and the sampler
+            where it is a chain.
+    """
+
+    summary: str
+    draw: Draw
+
+
+def _samples(task: TextTask, posterior: Posterior, rounds: int = ROUNDS) -> Samples:
+    assert task.job.contexts is not None
+    n = rounds * len(task.job.contexts)
+    bound = replace(posterior, chain=task.job.bound(posterior.chain, n))
+    return bound.draw(n, task.seed + 1)
+
+
+def _prior(task: TextTask) -> tuple[Samples, Posterior]:
+    prior = replace(task.job.posterior, chain=task.job.target.prior.chain)
+    return _samples(task, prior), prior
+
+
+def _prompted(task: TextTask) -> tuple[Samples, Posterior]:
+    shown = prompted(task.job)
+    return _samples(task, shown), shown
+
+
+def _best_of(start: Callable[[TextTask], tuple[Samples, Posterior]]) -> Draw:
+    """The most rewarded of ``AMONG`` draws."""
+
+    def draw(task: TextTask) -> tuple[Samples, None]:
+        assert task.job.contexts is not None
+        drawn = _samples(task, start(task)[1], ROUNDS * AMONG)
+        assert drawn.log_r is not None
+        contexts = len(task.job.contexts)
+        best = drawn.log_r.unflatten(0, (ROUNDS, AMONG, contexts)).argmax(1)
+        rows = torch.arange(ROUNDS * AMONG * contexts).unflatten(0, (ROUNDS, AMONG, contexts))
+        chosen = rows.gather(1, best[:, None])[:, 0].flatten()
+        return Samples(drawn.x_0[chosen], drawn.log_r[chosen]), None
+
+    return draw
+
+
+def _trained(change: Callable[[TextTask, Training], Training], data: bool = False) -> Draw:
+    """The recipe's training with a change, as many network calls long as the others."""
+
+    def draw(task: TextTask) -> tuple[Samples, Posterior]:
+        torch.manual_seed(task.seed)
+        plan = replace(task.recipe.training, network_calls=task.calls, seed=task.seed)
+        form = task.recipe.form.build()
+        posterior = task.job.target.posterior(form)
+        sources = _data(task) if data else task.job.sources
+        state = task.job.target.state(posterior, change(task, plan), sources)
+        for _ in train(state, None):
+            pass
+        state.use_average()
+        return _samples(task, posterior), posterior
+
+    return draw
+
+
+def _data(task: TextTask) -> Sources:
+    """Stories with their true middle, of the law that contexts are trained on."""
+    generator = torch.Generator().manual_seed(task.seed)
+    drawn = task.recipe.texts.drawn(DATA, generator)
+    return Sources(data=drawn[:, 0], data_conditions=drawn)
+
+
+def _on_policy(objective: Objective) -> Draw:
+    behaviour = BehaviourWeights(on_policy=1.0, pool=0.0)
+    return _trained(lambda task, plan: replace(plan, objective=objective, behaviour=behaviour))
+
+
+def _supervised(task: TextTask, plan: Training) -> Training:
+    behaviour = BehaviourWeights(on_policy=0.0, pool=0.0, data=1.0)
+    return replace(plan, objective=Supervised(), behaviour=behaviour)
+
+
+def text_methods() -> dict[str, TextMethod]:
+    """The text table's methods by name."""
+    return {
+        "prior": TextMethod("the prior, shown x", _prior),
+        "prompted": TextMethod("the prior's network, shown x and y", _prompted),
+        "best_of_8": TextMethod("the best of 8 of the prior", _best_of(_prior)),
+        "prompted_best_of_8": TextMethod("the best of 8 of the prompted", _best_of(_prompted)),
+        "rtb": TextMethod("RTB, log-variance form", _trained(lambda task, plan: plan)),
+        "wake": TextMethod("weighted likelihood of own ends", _on_policy(Wake())),
+        "reinforce": TextMethod("KL-regularised REINFORCE", _on_policy(Reinforce())),
+        "mean_field": TextMethod(
+            "group policy gradient with one-call likelihoods", _on_policy(GroupPolicyGradient())
+        ),
+        "ddpp": TextMethod("DDPP-LB, one-call likelihoods", _on_policy(DDPP(6.0))),
+        "supervised": TextMethod(
+            "fine-tuned on true middles: what data would give", _trained(_supervised, data=True)
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class TextBench:
+    """What the text table runs.
+
+    Arguments:
+        data: which set.
+        methods: by name.
+        seeds: of the trainings.
+        calls: network calls of each training.
+        contexts: held-out pairs (x, y).
+
+    Raises:
+        InputError: an unknown method.
+    """
+
+    data: DataName
+    methods: list[str]
+    seeds: list[int]
+    calls: int
+    contexts: int
+
+    def __post_init__(self) -> None:
+        known = text_methods()
+        for name in self.methods:
+            if name not in known:
+                raise InputError(f"unknown method {name!r}; choose one of {', '.join(known)}")
+
+    def __len__(self) -> int:
+        return len(self.methods) * len(self.seeds)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per method and seed."""
+        for method in self.methods:
+            for seed in self.seeds:
+                recipe = Infill(data=self.data, contexts=self.contexts)
+                yield text_row(TextTask(recipe, recipe.job(), self.calls, seed), method)
+
+
+def text_row(task: TextTask, method: str) -> dict[str, Any]:
+    """Make one sampler and score it."""
+    chain, start = task.job.target.prior.chain, time.perf_counter()
+    drawn, sampler = text_methods()[method].draw(task)
+    seconds, spent = time.perf_counter() - start, chain.calls.total
+    residual = None
+    if sampler is not None and sampler.chain.kernel is not None:
+        residual = residual_spread(task.job, sampler, task.seed + 2)
+    return {
+        "problem": task.recipe.data,
+        "method": method,
+        "seed": task.seed,
+        **_scores(task, drawn),
+        "residual": residual,
+        "ess": None if drawn.log_w is None else _ess_by_context(task, drawn.log_w),
+        "network_calls": spent,
+        "seconds": seconds,
+    }
+
+
+def _scores(task: TextTask, drawn: Samples) -> dict[str, float]:
+    texts, condition = task.recipe.texts, task.job.context_of(len(drawn.x_0))
+    assert condition is not None and drawn.log_r is not None and task.job.contexts is not None
+    contexts = len(task.job.contexts)
+    ids = completed(drawn.x_0, condition)
+    table = [[texts.middle(row) for row in ids[c::contexts]] for c in range(contexts)]
+    written = [texts.middle(row) for row in task.job.contexts[:, 0]]
+    log_r = text_metrics.protocol(drawn.log_r.double().unflatten(0, (ROUNDS, contexts)).T)
+    bleu = text_metrics.protocol(text_metrics.bleu(table, written))
+    gleu = text_metrics.protocol(text_metrics.gleu(table, written))
+    similarity = text_metrics.protocol(_similarity(texts, ids, task.job.contexts, contexts))
+    found = {"log_r": log_r, "bleu": bleu, "gleu": gleu, "similarity": similarity}
+    scores = {name: summary.mean for name, summary in found.items()}
+    scores |= {f"{name}_low": summary.low for name, summary in found.items()}
+    scores |= {f"{name}_high": summary.high for name, summary in found.items()}
+    return {
+        **scores,
+        "distinct": float(text_metrics.distinct(table, 2).mean()),
+        **texts.shares(ids),
+    }
+
+
+@torch.no_grad()
+def _similarity(
+    texts: TextSet, ids: Int[Tensor, "S L"], truth: Int[Tensor, "C 2 L"], contexts: int
+) -> Tensor:
+    """Cosine of mean features of the filling and the true middle, by the prior's own network.
+
+    Each is read inside its whole story, and only the generated positions are averaged.
+    """
+    network, rounds = texts.model.network, len(ids) // contexts
+    generated = (truth[:, 1] == GENERATED).float()
+
+    def features(rows: Int[Tensor, "R L"], weights: Tensor) -> Tensor:
+        hidden = torch.cat(
+            [network.hidden(part, torch.zeros(len(part))) for part in rows.split(64)]
+        )
+        return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+    found = features(ids, generated.repeat(rounds, 1))
+    wanted = features(truth[:, 0], generated).repeat(rounds, 1)
+    mean = wanted.mean(0)
+    return torch.cosine_similarity(found - mean, wanted - mean).unflatten(0, (rounds, contexts)).T
+
+
+def _ess_by_context(task: TextTask, log_w: Tensor) -> float:
+    """Mean effective sample size, a share, of the draws of a context."""
+    assert task.job.contexts is not None
+    weights = torch.softmax(log_w.unflatten(0, (-1, len(task.job.contexts))).double(), 0)
+    return float((1 / (weights**2).sum(0)).mean() / len(weights))
