@@ -4,8 +4,8 @@ A full copy is saved as it is, adapters are merged. A transformers model is writ
 ``save_pretrained``, with its tokenizer; SEDD, MDLM and BD3-LM under the names of their published
 checkpoints. Either loads again with ``load_text_model``, and in the software that it came from.
 
-A posterior that reads a suffix has to be given it in the canvas: the folder holds a network, not
-the roles of positions.
+The folder holds a network alone: a suffix has to be given to it in the canvas, and what the
+prior's ``TokenDenoiser`` added (a temperature, banned ids) has to be asked for again.
 """
 
 import json
