@@ -20,6 +20,7 @@ from difftilt.diffusions.orders import (
 )
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
+from difftilt.kernels import DenoiserKernel
 from difftilt.marginals import (
     completion_law,
     completions,
@@ -136,7 +137,8 @@ def test_the_terminal_residual_of_an_exact_posterior_is_minus_log_z():
     prior = token_chain(consistent_table(joint, L), L, AnyOrder())
     posterior = prior.tilted(FullCopy().kernel(prior))
     exact = consistent_table(tilted / tilted.sum(), L)
-    assert posterior.kernel is not None
+    assert isinstance(posterior.kernel, DenoiserKernel)
+    assert isinstance(posterior.kernel.denoiser, TokenDenoiser)
     posterior.kernel.denoiser.network.load_state_dict(exact.state_dict())
     residual = terminal_residual(posterior, prior, words(V, L), log_r, beta)
     assert torch.allclose(residual, -tilted.sum().log().expand(V**L), atol=1e-10)

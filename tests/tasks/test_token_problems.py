@@ -57,7 +57,7 @@ def test_a_problem_is_as_it_says(name: str):
     problem = built(name)
     assert problem.name == name
     assert problem.summary
-    count = problem.chain.diffusion.vocab_size
+    count = len(problem.conditions)
     assert problem.conditions.shape == (count, 2, problem.chain.event_shape[0])
     assert torch.allclose(problem.law.sum(1), torch.ones(count, dtype=torch.float64))
     prior = exact_law(problem.chain, problem.conditions)
@@ -78,7 +78,7 @@ def test_samples_follow_the_exact_law_and_given_tokens_stay(name: str, own: bool
     bound = chain.given(condition.expand(DRAWS, -1, -1))
     path = rollout(bound, DRAWS, GeneratorNoise(generator))
     assert (path.states[..., 0] == 1).all()
-    place = problem.chain.diffusion.vocab_size ** torch.arange(path.x_0.shape[1] - 2, -1, -1)
+    place = len(problem.conditions) ** torch.arange(path.x_0.shape[1] - 2, -1, -1)
     counts = torch.bincount((path.x_0[:, 1:] * place).sum(1), minlength=len(law)).double()
     assert agrees(counts, law)
     assert not agrees(counts, law.flip(0))
