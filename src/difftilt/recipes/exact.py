@@ -67,7 +67,7 @@ class Exact(Recipe):
         if isinstance(found, TokenProblem):
             raise InputError(
                 f"{self.problem} is a problem of tokens, which this recipe's perceptron cannot "
-                "carry; use: difftilt train tokens --problem " + self.problem
+                f"carry; use: difftilt bench exact --problem {self.problem} --method rtb"
             )
         target = target_of(found)
         return Job(target, target.posterior(self.form.build()), self.training)
