@@ -184,7 +184,7 @@ def test_each_condition_has_its_certificate_and_there_is_an_average():
     bounds = [c.total_variation.upper for c in alone]
     assert found.total_variation == pytest.approx(sum(bounds) / 3)
     assert found.trust == all(c.trust for c in alone)
-    assert set(found.to_dict()) == {"average", "worst", "each"}
+    assert set(found.to_dict()) == {"verdict", "trust", "average", "worst", "each"}
     *lines, average = str(found).splitlines()
     assert [line.split()[0] for line in lines] == ["0", "1", "2"]
     assert average.startswith("average  ESS") and average.endswith("worst: 2")

@@ -60,6 +60,17 @@ class Kernel(nn.Module, ABC):
         """``x_n`` with what is decided of step n before the networks predict; the prior's way."""
         return diffusion.planned(x, n, noise, condition)
 
+    def on(self, diffusion: Diffusion) -> "Kernel":
+        """The same networks with the steps of another diffusion.
+
+        Raises:
+            InputError: the kernel cannot change its steps.
+        """
+        raise InputError(
+            f"{type(self).__name__} is bound to the steps it was made for, and this objective "
+            "wants others; use a posterior that is a denoiser (FullCopy or LoRA)"
+        )
+
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: dropout would make the ratio of a path a random number."""
         return super().train(False)
@@ -216,6 +227,17 @@ class Chain:
             )
         return replace(self, kernel=kernel, initial=initial)
 
+    @property
+    def leap(self) -> "Chain":
+        """This chain with steps from ``x_n`` to ``x_0`` in one network call (mean field).
+
+        Raises:
+            InputError: the states are no tokens, or the posterior is no denoiser.
+        """
+        leap = self.diffusion.leap
+        kernel = None if self.kernel is None else self.kernel.on(leap)
+        return replace(self, diffusion=leap, kernel=kernel)
+
     def given(self, condition: Tensor | None) -> "Chain":
         """This chain with a condition of shape (B, ...) bound to it."""
         return replace(self, condition=condition)
@@ -243,6 +265,19 @@ class Chain:
                 return differentiable_prediction(denoiser, x, level)
         with torch.no_grad():
             return denoiser(x, level)
+
+    def clean(self, prediction: Tensor, x: Tensor, n: int) -> Shaped[Tensor, "B ..."]:
+        """The prior's guess of x_0 at ``x_n``, from its prediction there or, of tokens, one more.
+
+        Arguments:
+            prediction: the prior's at ``x_n``.
+            x: states x_n.
+            n: the step.
+        """
+        if self.diffusion.whole:
+            return self.diffusion.clean(prediction, x, n)
+        leap = self.prior.leap
+        return leap.diffusion.clean(leap.predict(x, n), x, n)
 
     def base(self, batch: int) -> Transition:
         """The law of ``x_N`` of ``batch`` samples; a bound condition has as many rows."""

@@ -102,7 +102,7 @@ class Perceptron:
         """The kernel on a prior's chain, at its starting point."""
         return VectorKernel(
             chain.event_shape,
-            chain.steps,
+            chain.gaussian.steps,
             self.components,
             self.learned_variance,
             Size(self.width, self.depth, self.frequencies),

@@ -133,6 +133,11 @@ class DenoiserKernel(Kernel):
             log_scale = log_scale + tilt.log_scale
         return GaussianTilt(tilt.delta, log_scale)
 
+    def on(self, diffusion: Diffusion) -> "DenoiserKernel":
+        other = copy.copy(self)
+        other.diffusion = diffusion
+        return other
+
 
 def full_copy(chain: Chain, learned_variance: bool = False) -> DenoiserKernel:
     """A trainable copy of the prior's denoiser: the posterior with most freedom.

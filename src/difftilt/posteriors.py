@@ -112,6 +112,7 @@ class Sources:
 
     Arguments:
         data: (n, *event) for the "data" behaviour, or None.
+        data_conditions: (n, ...) the condition of each row of the data, or None.
         conditions: draws conditions ``(count, generator) -> (count, ...)``, or None.
         labels: number of integer conditions 0 ... labels - 1, for a learned log Z of each; else 0.
     """
@@ -119,6 +120,7 @@ class Sources:
     data: Tensor | None = None
     conditions: Callable[[int, torch.Generator], Tensor] | None = None
     labels: int = 0
+    data_conditions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ class Target:
             small = len(chain.event_shape) == 1 and chain.event_shape[0] <= 64
             is_small_vector = continuous and small
             form = Perceptron() if is_small_vector else FullCopy()
+        if initial and not isinstance(chain.diffusion, GaussianDiffusion):
+            raise InputError("a chain of tokens starts from masks alone; fit with initial=False")
         first = InitialTilt(chain.event_shape) if initial else None
         if not chain.density_steps:
             chain.tilted(VectorKernel((1,), 1), None)  # raises the sentence about ODE samplers
@@ -218,6 +222,7 @@ class Target:
             found.conditions,
             found.labels,
             found.data,
+            found.data_conditions,
         )
 
     def fit(

@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -54,7 +54,8 @@ def step_scores(
     rows, zero = len(chain.density_steps) + 1, chain.like.new_zeros(path.batch)
     ratios, divergences = [zero.repeat(rows - 1)], [zero.repeat(rows - 1)]
     if chain.kernel is not None:
-        bound, every = _bound(chain, path), _all_rows(chain, path)
+        bound = _bound(chain, path)
+        every = _all_rows(chain, _without_parts(chain, path) if divergence else path)
         seen = [_seen(bound, every.part(p)) for p in _chunks(len(every.n), chunk)]
         ratios = [tilt.log_ratio(eps) for tilt, eps in seen]
         if divergence:
@@ -115,6 +116,8 @@ def backward(
         coefficients = Coefficients(coefficients)
     by_ratio = coefficients.log_ratio.detach().expand(len(steps) + 1, path.batch)
     by_divergence = coefficients.divergence
+    if by_divergence is not None:
+        path = _without_parts(chain, path)
     if subset is None:
         rows = _all_rows(chain, path)
     else:
@@ -200,6 +203,11 @@ def _seen(chain: Chain, rows: _Rows) -> tuple[Tilt, Tensor]:
 
 def _bound(chain: Chain, path: Path) -> Chain:
     return chain if path.condition is None else chain.given(path.condition)
+
+
+def _without_parts(chain: Chain, path: Path) -> Path:
+    """The path without predictions that say too little for a divergence, to ask for them anew."""
+    return path if chain.diffusion.whole else replace(path, predictions=None)
 
 
 def _initial_eps(chain: Chain, path: Path) -> Tensor:

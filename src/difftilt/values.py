@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from difftilt._ops import log_mean_exp
 from difftilt.chains import Chain, Path
+from difftilt.diffusions.masked import completed
 from difftilt.models.mlp import Size, StepMLP
 
 
@@ -136,7 +137,7 @@ class Value(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        x: Float[Tensor, "B ..."],
+        x: Shaped[Tensor, "B ..."],
         n: int | Int[Tensor, " B"],
         prediction: Tensor,
         condition: Tensor | None = None,
@@ -190,6 +191,45 @@ class VectorValue(Value):
         # No tilt, no value: f is zero at β = 0.
         f = share * self.network(x, prediction, n, share[:, None])[:, 0]
         return f + self.anchor(beta)
+
+
+class TokenValue(Value):
+    """A small transformer's value of masked canvases, with their suffix; zero at the start.
+
+    Arguments:
+        vocab_size: V, the chain's.
+        length: L, positions of a state.
+        width: of the embeddings.
+        depth: layers.
+        heads: of the attention.
+    """
+
+    def __init__(
+        self, vocab_size: int, length: int, width: int = 64, depth: int = 2, heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.tokens = nn.Embedding(vocab_size + 1, width)
+        self.places = nn.Parameter(0.5 * torch.randn(length, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.last = nn.Linear(width, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(
+        self,
+        x: Int[Tensor, "B L"],
+        n: int | Int[Tensor, " B"],
+        prediction: Tensor,
+        condition: Tensor | None = None,
+        beta: float | Float[Tensor, " B"] = 1.0,
+    ) -> Float[Tensor, " B"]:
+        ids = completed(x, condition).clamp(max=self.vocab_size)
+        hidden = self.layers(self.tokens(ids) + self.places)
+        return self.last(hidden.mean(1))[:, 0] + self.anchor(beta)
 
 
 def path_values(

@@ -39,11 +39,21 @@ class ConditionalCertificate:
         """The condition with the smallest effective sample size."""
         return self.names[min(range(len(self.each)), key=lambda i: self.each[i].ess)]
 
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        trusted = sum(c.trust for c in self.each)
+        return (
+            f"{trusted} of {len(self.each)} conditions to be trusted; TV ≤ "
+            f"{self.total_variation:.2f} on average; worst: {self.worst}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries for strict JSON."""
         average = {"ess": self.ess, "total_variation": self.total_variation, "trust": self.trust}
         each = {n: c.to_dict() for n, c in zip(self.names, self.each, strict=True)}
-        return {"average": average, "worst": self.worst, "each": each}
+        said = {"verdict": self.verdict, "trust": self.trust}
+        return {**said, "average": average, "worst": self.worst, "each": each}
 
     def __str__(self) -> str:
         """A line for each condition, then the average."""
@@ -52,9 +62,5 @@ class ConditionalCertificate:
             f"{name:<{width}}  ESS {c.ess:.3f}  {c.verdict}"
             for name, c in zip(self.names, self.each, strict=True)
         ]
-        trusted = sum(c.trust for c in self.each)
-        lines.append(
-            f"{'average':<{width}}  ESS {self.ess:.3f}  TV ≤ {self.total_variation:.2f} on "
-            f"average; {trusted} of {len(self.each)} conditions to be trusted; worst: {self.worst}"
-        )
+        lines.append(f"{'average':<{width}}  ESS {self.ess:.3f}  {self.verdict}")
         return "\n".join(lines)

@@ -5,17 +5,24 @@ Three state spaces are written: Gaussian (``diffusions.gaussian``), masked token
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from difftilt.errors import InputError
 from difftilt.noise import Noise
 from difftilt.transitions import Tilt, Transition
 
 
 class Diffusion(ABC):
-    """Levels 0 ... N, the reverse step of each, and the forward process that it inverts."""
+    """Levels 0 ... N, the reverse step of each, and the forward process that it inverts.
+
+    Class attributes:
+        whole: whether paths keep a prediction of all of x_0, or of what their own step drew alone.
+    """
+
+    whole: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -65,6 +72,44 @@ class Diffusion(ABC):
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``(x_n, x_{n-1})`` of the forward process from each end, one step n for each."""
+
+    @abstractmethod
+    def clean(
+        self, prediction: Tensor, x: Shaped[Tensor, "B ..."], n: int | Tensor
+    ) -> Shaped[Tensor, "B ..."]:
+        """The guess of x_0 that a prediction of all of it makes at ``x_n``."""
+
+    @abstractmethod
+    def denoising_pair(
+        self,
+        x_0: Shaped[Tensor, "R ..."],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Ends noised to ``x_n``, and what a denoiser is to find there."""
+
+    @abstractmethod
+    def denoising_loss(
+        self,
+        prediction: Tensor,
+        wanted: Shaped[Tensor, "R ..."],
+        x: Shaped[Tensor, "R ..."],
+        n: Int[Tensor, " R"],
+    ) -> Float[Tensor, " R"]:
+        """The loss of the pre-training, of ``denoising_pair``'s states."""
+
+    @property
+    def leap(self) -> "Diffusion":
+        """These levels with steps that go from ``x_n`` to ``x_0`` in one network call.
+
+        Raises:
+            InputError: one call has no such density.
+        """
+        raise InputError(
+            "this objective wants the likelihood of x_0 given x_n in one network call, which only "
+            "chains of tokens have; use RTB or RewardWeighted"
+        )
 
     def planned(
         self, x: Shaped[Tensor, "B ..."], n: int, noise: Noise, condition: Tensor | None = None

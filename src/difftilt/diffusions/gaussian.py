@@ -23,6 +23,7 @@ from difftilt.denoisers import Level
 from difftilt.diffusions.base import Diffusion
 from difftilt.errors import InputError
 from difftilt.noise import Noise
+from difftilt.objectives.weighted import denoising
 from difftilt.schedules import NoiseLevels
 from difftilt.transitions import Gaussian, GaussianTilt, rows_of
 
@@ -232,6 +233,36 @@ class GaussianDiffusion(Diffusion):
         ratio = a_n / a_s
         added = (s_n**2 - (ratio * s_s) ** 2).clamp(min=0).sqrt()
         return torch.addcmul(ratio * landed, noise.normal(x_0), added), landed
+
+    def clean(
+        self, prediction: Tensor, x: Float[Tensor, "B ..."], n: int | Tensor
+    ) -> Float[Tensor, "B ..."]:
+        return self._clip(prediction[:, : x.shape[1]])
+
+    def denoising_pair(
+        self,
+        x_0: Float[Tensor, "R ..."],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self._scales(x_0, n)
+        return alpha * x_0 + sigma * noise.normal(x_0), x_0
+
+    def denoising_loss(
+        self,
+        prediction: Tensor,
+        wanted: Float[Tensor, "R ..."],
+        x: Float[Tensor, "R ..."],
+        n: Int[Tensor, " R"],
+    ) -> Float[Tensor, " R"]:
+        alpha, sigma = self._scales(x, n)
+        return denoising(prediction[:, : x.shape[1]], wanted, sigma, alpha)
+
+    def _scales(self, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of each row."""
+        levels = self.levels
+        return rows_of(levels.alpha.to(x.dtype), n, x), rows_of(levels.sigma.to(x.dtype), n, x)
 
     def _clip(self, prediction: Tensor) -> Tensor:
         return prediction if self.clip is None else prediction.clamp(-self.clip, self.clip)

@@ -19,14 +19,15 @@ of ``log q - log p`` of the revealed tokens alone.
 Sources: Austin et al. 2021 (D3PM, arXiv 2107.03006); Sahoo et al. 2024 (MDLM, arXiv 2406.07524).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal
+from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal, read
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.orders import AnyOrder, Order
 from difftilt.diffusions.remasking import Remasking
@@ -84,13 +85,6 @@ def completed(
     return torch.where(condition[:, 1] == SUFFIX, condition[:, 0], x_0)
 
 
-def _generated(x: Int[Tensor, "B L"], condition: Tensor | None) -> Bool[Tensor, "B L"]:
-    """The positions that the chain generates."""
-    if condition is None:
-        return torch.ones_like(x, dtype=torch.bool)
-    return (condition[:, 1] == GENERATED).expand(x.shape)
-
-
 class MaskedDiffusion(Diffusion):
     """Masks, and the order in which they are revealed.
 
@@ -103,12 +97,15 @@ class MaskedDiffusion(Diffusion):
         InputError: nothing to generate.
     """
 
+    whole = False
+
     def __init__(self, vocab_size: int, length: int, order: Order | None = None) -> None:
         if length < 1:
             raise InputError("a masked chain needs at least 1 position to generate")
         self.vocab_size = vocab_size
         self.length = length
         self.order = AnyOrder() if order is None else order
+        self.leaps = False
 
     @property
     def steps(self) -> int:
@@ -128,8 +125,8 @@ class MaskedDiffusion(Diffusion):
 
     def reveal(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> Reveal:
         """The positions that step n reveals."""
-        marked = self._marked(x, n)
-        width = self.order.at_once(min(self.length, x.shape[1]))
+        marked, most = self._marked(x, n), min(self.length, x.shape[1])
+        width = most if self.leaps else self.order.at_once(most)
         if width == 1:
             place = marked.long().argmax(1, keepdim=True)
             return Reveal(place, marked.gather(1, place))
@@ -163,7 +160,7 @@ class MaskedDiffusion(Diffusion):
         masked = x == self.undecided
         if not isinstance(self.order, Remasking):
             return self.placed(x, self.order.chosen(masked, x, self.level(n, x), noise), n)
-        shown = (x < self.vocab_size) & _generated(x, condition)
+        shown = (x < self.vocab_size) & self._generated(x, condition)
         revealed, forgotten = self.order.drawn(masked, shown, n, noise)
         return torch.where(forgotten, -1 - x, torch.where(revealed, self.vocab_size + n, x))
 
@@ -195,6 +192,7 @@ class MaskedDiffusion(Diffusion):
         condition: Tensor | None = None,
     ) -> list[Tensor]:
         """States of ``x_0`` masked again in a random order of this chain's law."""
+        x_0 = self._hidden(x_0, condition)
         if self.order.follows_state:
             return self._followed(x_0, noise, condition)[: upto + 1]
         ranks = self._drawn_ranks(x_0, noise, condition)
@@ -207,12 +205,45 @@ class MaskedDiffusion(Diffusion):
         noise: Noise,
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        x_0, landed = self._hidden(x_0, condition), torch.zeros_like(n) if self.leaps else n - 1
         if self.order.follows_state:
             states = torch.stack(self._followed(x_0, noise, condition))
             rows = torch.arange(len(n), device=n.device)
-            return states[n, rows], states[n - 1, rows]
-        ranks, step = self._drawn_ranks(x_0, noise, condition), n[:, None]
-        return self._masked(x_0, ranks, step), self._masked(x_0, ranks, step - 1)
+            return states[n, rows], states[landed, rows]
+        ranks = self._drawn_ranks(x_0, noise, condition)
+        return self._masked(x_0, ranks, n[:, None]), self._masked(x_0, ranks, landed[:, None])
+
+    @property
+    def leap(self) -> "MaskedDiffusion":
+        """Steps that reveal all masks at once: the mean-field law of ``x_0`` given ``x_n``."""
+        leaping = copy.copy(self)
+        leaping.leaps = True
+        return leaping
+
+    def clean(
+        self, prediction: Tensor, x: Int[Tensor, "B L"], n: int | Tensor
+    ) -> Int[Tensor, "B L"]:
+        """x with the likeliest tokens where the step reveals."""
+        return read(self.reveal(n, x).filled(x, prediction.argmax(2)))
+
+    def denoising_pair(
+        self,
+        x_0: Int[Tensor, "R L"],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self.noised_pairs(x_0, n, noise, condition)
+
+    def denoising_loss(
+        self,
+        prediction: Tensor,
+        wanted: Int[Tensor, "R L"],
+        x: Int[Tensor, "R L"],
+        n: Int[Tensor, " R"],
+    ) -> Float[Tensor, " R"]:
+        """The cross-entropy of the tokens that the step reveals."""
+        return -self.reverse(prediction, x, n).log_prob(wanted)
 
     @property
     def _placing(self) -> tuple[int, Callable[[Tensor, Noise], Tensor]]:
@@ -222,27 +253,40 @@ class MaskedDiffusion(Diffusion):
         return self.vocab_size, lambda generated, noise: torch.full_like(generated.long(), later)
 
     def _marked(self, x: Int[Tensor, "B L"], n: int | Tensor) -> Bool[Tensor, "B L"]:
+        if self.leaps:
+            return x > self.vocab_size
         step = n[:, None] if isinstance(n, Tensor) else n
         return x == self.vocab_size + step
 
     def _drawn_ranks(
         self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
     ) -> Int[Tensor, "B L"]:
-        generated = _generated(x_0, condition)
+        generated = self._generated(x_0, condition)
         return torch.where(generated, self.order.ranks(generated, noise), 0)
+
+    def _generated(self, x: Int[Tensor, "B L"], condition: Tensor | None) -> Bool[Tensor, "B L"]:
+        """The positions that the chain generates."""
+        if condition is None:
+            return x != self.vocab_size
+        return (condition[:, 1] == GENERATED).expand(x.shape)
 
     def _followed(
         self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
     ) -> list[Tensor]:
         """States of the chain made to say ``x_0``: the order sees the states that it leads to."""
-        x = torch.where(_generated(x_0, condition), self.undecided, x_0)
+        x = torch.where(self._generated(x_0, condition), self.undecided, x_0)
         states = [x_0]
         for n in range(self.steps, 0, -1):
             x = self.planned(x, n, noise, condition)
             states.insert(1, x)
-            reveal = self.reveal(n, x)
-            x = reveal.filled(x, reveal.tokens(x_0))
+            x = torch.where(x == self.vocab_size + n, x_0, x)
         return states
+
+    def _hidden(self, x_0: Int[Tensor, "B L"], condition: Tensor | None) -> Int[Tensor, "B L"]:
+        """Ends as the prior sees them: given data may spell out the suffix."""
+        if condition is None:
+            return x_0
+        return torch.where(condition[:, 1] == SUFFIX, self.vocab_size, x_0)
 
     def _masked(
         self, x_0: Int[Tensor, "B L"], ranks: Int[Tensor, "B L"], n: int | Tensor

@@ -99,6 +99,21 @@ class EndObjective(Objective):
         return Landings()
 
     @property
+    def leaps(self) -> bool:
+        """Whether a row's step goes to x_0 at once, in one network call (tokens: mean field)."""
+        return False
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether all rows are of step N, where nothing is known of the end."""
+        return False
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether ``log_h`` is known up to a constant only, which its anchor then finds."""
+        return "log_h" in self.needs
+
+    @property
     def guides(self) -> bool:
         """Whether the value it trains is the posterior itself, which must be guided by it."""
         return False

@@ -78,15 +78,17 @@ class AdvantageWeighted(EndObjective):
         return advantage_weighted(scores, self.penalty)
 
 
-def advantage_weighted(scores: EndScores, penalty: float) -> Float[Tensor, " R"]:
-    """``-A λ + penalty · divergence``.
+def advantage_weighted(
+    scores: EndScores, penalty: float, gains: Float[Tensor, " R"] | None = None
+) -> Float[Tensor, " R"]:
+    """``-A λ + penalty · divergence``, A the ``gains`` (default the ``advantage``).
 
     Raises:
         InputError: no ``log_ratio``, or no ``divergence`` where it is penalised.
     """
     if scores.log_ratio is None or (penalty > 0 and scores.divergence is None):
         raise InputError("advantage-weighted matching needs scores.log_ratio and scores.divergence")
-    loss = -advantage(scores) * scores.log_ratio[0]
+    loss = -(advantage(scores) if gains is None else gains) * scores.log_ratio[0]
     if penalty == 0 or scores.divergence is None:
         return loss
     return loss + penalty * scores.divergence

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
+import torch
 from torch import Tensor
 
+from difftilt.chains import Chain
 from difftilt.diagnostics.certificate import Certificate
+from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.errors import CheckpointError
 from difftilt.objectives.base import Objective, kinds
-from difftilt.posteriors import Posterior, Target
+from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.sampling import Samples
 from difftilt.training.plan import Training
 
@@ -27,13 +30,28 @@ class Job:
         target: prior, reward and β.
         posterior: untrained.
         training: the plan.
-        data: for data bridges, or None.
+        sources: what the training may draw besides paths: data, conditions.
+        contexts: (C, ...) conditions that samples, certificate and evaluation are of, or None.
+        names: of the contexts, as text.
     """
 
     target: Target
     posterior: Posterior
     training: Training
-    data: Tensor | None = None
+    sources: Sources = field(default_factory=Sources)
+    contexts: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    def context_of(self, n: int) -> Tensor | None:
+        """A context for each of n samples, in turn; None for an unconditional posterior."""
+        if self.contexts is None:
+            return None
+        return self.contexts[torch.arange(n) % len(self.contexts)]
+
+    def bound(self, chain: Chain, n: int) -> Chain:
+        """A chain with the contexts of n samples."""
+        context = self.context_of(n)
+        return chain if context is None else chain.given(context)
 
 
 @dataclass(frozen=True)
@@ -44,13 +62,13 @@ class Drawn:
         prior: of the prior, with rewards.
         posterior: of the posterior, with rewards and weights.
         corrected: resampled towards the exact posterior; None where the weights are too uneven.
-        certificate: of the posterior.
+        certificate: of the posterior; of each context where it has several.
     """
 
     prior: Samples
     posterior: Samples
     corrected: Samples | None
-    certificate: Certificate
+    certificate: Certificate | ConditionalCertificate
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,10 @@ class Recipe(ABC):
     @abstractmethod
     def job(self) -> Job:
         """Load or build everything; says in one sentence what is wrong with a bad input."""
+
+    def readable(self, job: Job, samples: Samples) -> list[str] | None:
+        """Samples as lines of text, where they are text."""
+        return None
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         """The report's table: title, rows (name, prior, posterior, ...) and notes."""

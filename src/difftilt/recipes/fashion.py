@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difftilt.diagnostics.certificate import Certificate
 from difftilt.posteriors import load
 from difftilt.recipes.base import Drawn, Job, Recipe
 from difftilt.recipes.form import FormChoice
@@ -88,6 +89,7 @@ class Fashion(Recipe):
         distance = {
             name: frechet_distance(f, seen["truth"]) for name, f in seen.items() if name != "truth"
         }
+        assert isinstance(drawn.certificate, Certificate)
         evidence = drawn.certificate.defensive.best
         rows = [
             _row("share of the class", "by the held-out classifier", shares),

@@ -16,10 +16,11 @@ from torch import Tensor
 import difftilt
 from difftilt.chains import Chain
 from difftilt.diagnostics.certificate import Certificate
+from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diagnostics.evidence import effective_sample_size
-from difftilt.errors import CheckpointError
+from difftilt.errors import CheckpointError, InputError
 from difftilt.noise import StreamNoise
-from difftilt.posteriors import Posterior, Sources
+from difftilt.posteriors import Posterior
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.rollouts import rollout
@@ -39,6 +40,7 @@ POSTERIOR = "posterior"
 PRIOR_DRAWS = 3
 CORRECTED = 64
 CORRECTION_EFFORT = 4
+CERTIFIED_CONTEXTS = 8
 
 Talk = Callable[[str], None]
 
@@ -75,7 +77,7 @@ def run(
     opened = RunFolder(folder)
     job = recipe.job()
     talk(_probe(job))
-    state = job.target.state(job.posterior, job.training, Sources(data=job.data))
+    state = job.target.state(job.posterior, job.training, job.sources)
     with opened:
         opened.begin(_config(name, recipe, job, command or []), resume)
         if resume and checkpoint_steps(opened.checkpoints):
@@ -99,8 +101,9 @@ def _resumed(state: TrainingState, opened: RunFolder) -> int:
 
 def _probe(job: Job) -> str:
     """Score a few prior samples before any training: a bad reward is named at once."""
-    x_0 = sample_paths(job.target.prior.chain, 32, seed=0).x_0
-    probe = job.target.log_reward.probe(job.target.prior.decoded(x_0), require_signal=False)
+    path = sample_paths(job.bound(job.target.prior.chain, 32), 32, seed=0)
+    seen = job.target.prior.decoded(path.x_0)
+    probe = job.target.log_reward.probe(seen, path.condition, require_signal=False)
     return f"reward on 32 prior samples: log r from {probe.minimum:.3g} to {probe.maximum:.3g}"
 
 
@@ -125,40 +128,63 @@ def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str
 
 def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
     talk("drawing samples")
-    target, posterior = job.target, job.posterior
-    seed = recipe.training.seed
+    target, posterior, seed = job.target, job.posterior, recipe.training.seed
     prior = dataclasses.replace(posterior, chain=target.prior.chain)
-    from_prior = prior.draw(PRIOR_DRAWS * recipe.samples, seed + 1)
-    raw = posterior.draw(recipe.samples, seed + 2)
-    corrected = _corrected(posterior, raw, seed + 3, talk)
+    from_prior = _drawn(job, prior, PRIOR_DRAWS * recipe.samples, seed + 1)
+    raw = _drawn(job, posterior, recipe.samples, seed + 2)
+    corrected = _corrected(job, raw, seed + 3, talk)
     talk("certifying")
-    certificate = posterior.certify(recipe.certificate_paths, seed=seed + 4)
+    certificate = _certified(job, recipe.certificate_paths, seed=seed + 4)
     drawn = Drawn(from_prior, raw, corrected, certificate)
     for label in ("prior", "posterior", "corrected"):
         samples = getattr(drawn, label)
         if samples is not None:
-            _save(opened, label, samples, job)
+            _save(opened, label, samples, job, recipe)
     _write_certificate(opened, certificate)
     opened.write("evaluation", recipe.evaluation(job, drawn))
 
 
-def _corrected(posterior: Posterior, raw: Samples, seed: int, talk: Talk) -> Samples | None:
+def _drawn(job: Job, posterior: Posterior, n: int, seed: int) -> Samples:
+    return dataclasses.replace(posterior, chain=job.bound(posterior.chain, n)).draw(n, seed)
+
+
+def _corrected(job: Job, raw: Samples, seed: int, talk: Talk) -> Samples | None:
     """Resampled draws, unless the weights are so uneven that they would be copies of a few."""
     assert raw.log_w is not None
+    if job.contexts is not None:
+        each = [job.posterior.given(context[None]) for context in job.contexts]
+        effort = CORRECTION_EFFORT**2
+        parts = [one.draw(1, seed + i, "snis", effort) for i, one in enumerate(each)]
+        return Samples(
+            torch.cat([part.x_0 for part in parts]),
+            torch.cat([part.log_r for part in parts if part.log_r is not None]),
+        )
     if CORRECTION_EFFORT * effective_sample_size(raw.log_w) < 1:
         talk("no corrected samples: the weights are too uneven to resample (see the certificate)")
         return None
     n = min(CORRECTED, len(raw.x_0))
-    return posterior.draw(n, seed, correct="snis", effort=CORRECTION_EFFORT)
+    return job.posterior.draw(n, seed, correct="snis", effort=CORRECTION_EFFORT)
 
 
-def _save(opened: RunFolder, name: str, samples: Samples, job: Job) -> Path:
+def _certified(job: Job, paths: int, **options: Any) -> Certificate | ConditionalCertificate:
+    """The certificate, or one of each of the first contexts."""
+    if job.contexts is None:
+        return job.posterior.certify(paths, **options)
+    chosen = job.contexts[:CERTIFIED_CONTEXTS]
+    found = job.posterior.certify_each(chosen, max(64, paths // len(chosen)), **options)
+    return dataclasses.replace(found, names=job.names[: len(chosen)]) if job.names else found
+
+
+def _save(opened: RunFolder, name: str, samples: Samples, job: Job, recipe: Recipe) -> Path:
     assert samples.log_r is not None
-    decoded = job.target.prior.decoded(samples.x_0)
-    return opened.save_samples(name, decoded, samples.log_r, samples.log_w)
+    decoded, lines = job.target.prior.decoded(samples.x_0), recipe.readable(job, samples)
+    path = opened.save_samples(name, decoded, samples.log_r, samples.log_w)
+    return path if lines is None else opened.save_lines(name, lines)
 
 
-def _write_certificate(opened: RunFolder, certificate: Certificate) -> None:
+def _write_certificate(
+    opened: RunFolder, certificate: Certificate | ConditionalCertificate
+) -> None:
     opened.write("certificate", {**certificate.to_dict(), "text": str(certificate)})
 
 
@@ -188,16 +214,24 @@ def load_run(folder: Path) -> tuple[Recipe, Job]:
 
 def sample_run(folder: Path, n: int, seed: int, correct: Correction | None, effort: int) -> Path:
     """Draw samples from a run into ``samples/drawn.safetensors``; returns its path."""
-    _, job = load_run(folder)
-    drawn = job.posterior.draw(n, seed, correct, effort)
+    recipe, job = load_run(folder)
+    if job.contexts is not None and correct is not None:
+        raise InputError(
+            "corrections weigh samples of one condition, and this run has several; its corrected "
+            "samples are in samples/corrected.safetensors, or draw with correct='none'"
+        )
+    if correct is None:
+        drawn = _drawn(job, job.posterior, n, seed)
+    else:
+        drawn = job.posterior.draw(n, seed, correct, effort)
     with RunFolder(folder) as opened:
-        return _save(opened, "drawn", drawn, job)
+        return _save(opened, "drawn", drawn, job, recipe)
 
 
 def certify_run(folder: Path, n: int, seed: int, confidence: float) -> str:
     """Certify a run again with new paths; returns the certificate as text."""
     _, job = load_run(folder)
-    certificate = job.posterior.certify(n, seed=seed, confidence=confidence)
+    certificate = _certified(job, n, seed=seed, confidence=confidence)
     with RunFolder(folder) as opened:
         _write_certificate(opened, certificate)
     return str(certificate)
@@ -207,14 +241,16 @@ def examine(recipe: Recipe) -> list[dict[str, str]]:
     """The doctor's checks of a recipe before training."""
     torch.manual_seed(0)
     job = recipe.job()
-    chain, prior = job.posterior.chain, job.target.prior
+    chain, prior = job.bound(job.posterior.chain, 8), job.target.prior
     path = rollout(chain, 8, StreamNoise(0, range(8)))
     again = rollout(chain, 8, StreamNoise(0, range(8)))
-    alone = sample_paths(chain, 1, seed=0)
+    alone = sample_paths(job.bound(job.posterior.chain, 1), 1, seed=0)
     start = time.perf_counter()
     rollout(chain, 8, StreamNoise(1, range(8)))
     per_step = (time.perf_counter() - start) / (8 * chain.steps)
-    probe = job.target.log_reward.probe(prior.decoded(path.x_0), require_signal=False)
+    probe = job.target.log_reward.probe(
+        prior.decoded(path.x_0), path.condition, require_signal=False
+    )
     assert path.log_ratio is not None
 
     def row(check: str, passed: bool, remark: str) -> dict[str, str]:

@@ -212,14 +212,30 @@ class DataBridges(Behaviour):
 
     Arguments:
         data: (n, *event).
+        condition: (n, ...) of each, bound instead of the situation's; or None.
+
+    Raises:
+        InputError: data and conditions differ in number.
     """
 
     data: Shaped[Tensor, "n ..."]
+    condition: Shaped[Tensor, "n ..."] | None = None
+
+    def __post_init__(self) -> None:
+        if self.condition is not None and len(self.condition) != len(self.data):
+            raise InputError(
+                f"each row of the data has its own condition, got {len(self.data)} rows and "
+                f"{len(self.condition)} conditions"
+            )
 
     def draw(self, situation: Situation, count: int) -> Scored:
         rows = torch.randint(len(self.data), (count,), generator=situation.generator)
-        x_0 = self.data[rows].to(situation.chain.like)
-        return situation.score(bridge(situation.chain, x_0, situation.noise))
+        chain, x_0 = situation.chain, self.data[rows]
+        # Tokens, whose predictions are of a part of x_0, stay integers.
+        x_0 = x_0.to(chain.like if chain.diffusion.whole else chain.like.device)
+        if self.condition is not None:
+            chain = chain.given(self.condition[rows].to(chain.like.device))
+        return situation.score(bridge(chain, x_0, situation.noise))
 
 
 @dataclass

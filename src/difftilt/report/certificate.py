@@ -102,6 +102,8 @@ def key_figures(run: RunRecord) -> Html:
     if run.certificate is None:
         return raw("")
     record = run.certificate
+    if isinstance(record.get("each"), Mapping):
+        return _figure_list(_average_figures(record))
     upper = number(record, "total_variation", "upper")
     figures = [
         ("log Z, nats", estimate_text(record, *best_path(record))),
@@ -109,8 +111,39 @@ def key_figures(run: RunRecord) -> Html:
         ("effective sample size, share", _number_text(record, 3, "ess")),
         ("Pareto k-hat", _number_text(record, 2, "k_hat")),
     ]
+    return _figure_list(figures)
+
+
+def _figure_list(figures: list[tuple[str, str]]) -> Html:
     pairs = [tag("div", tag("dt", name), tag("dd", minus(value))) for name, value in figures]
     return tag("dl", *pairs, class_="key")
+
+
+def _average_figures(record: Certificate) -> list[tuple[str, str]]:
+    """What holds on average over several conditions."""
+    upper, each = number(record, "average", "total_variation"), record["each"]
+    trusted = sum(one.get("trust") is True for one in each.values())
+    return [
+        ("conditions to be trusted", f"{trusted} of {len(each)}"),
+        ("total variation, mean of the bounds", ABSENT if upper is None else round_up(upper, 3)),
+        ("effective sample size, mean share", _number_text(record, 3, "average", "ess")),
+    ]
+
+
+def _by_condition(record: Certificate) -> Html:
+    """A row for each condition."""
+    rows: list[dict[str, Cell]] = [
+        {
+            "condition": name,
+            "ESS": _number_text(one, 3, "ess"),
+            "log Z": minus(estimate_text(one, *best_path(one))),
+            "Pareto k-hat": _number_text(one, 2, "k_hat"),
+            "verdict": str(one.get("verdict") or ""),
+        }
+        for name, one in record["each"].items()
+    ]
+    caption = "A certificate for each of some conditions."
+    return html_table(["condition", "ESS", "log Z", "Pareto k-hat", "verdict"], rows, caption)
 
 
 def certificate_section(run: RunRecord) -> Html:
@@ -126,6 +159,8 @@ def certificate_section(run: RunRecord) -> Html:
     text = run.certificate.get("text")
     block = tag("pre", text, tabindex="0") if isinstance(text, str) else raw("")
     block = tag("details", tag("summary", "The certificate as text"), block) if block else block
+    if isinstance(run.certificate.get("each"), Mapping):
+        return join(_by_condition(run.certificate), block)
     return join(_bounds(run.certificate), _numbers(run.certificate), block)
 
 
@@ -249,6 +284,9 @@ def not_claimed(certificate: Certificate | None) -> list[str]:
     """Sentences on what the certificate does not say."""
     if certificate is None:
         return ["Nothing is claimed: there is no certificate."]
+    if isinstance(certificate.get("each"), Mapping):
+        first = next(iter(certificate["each"].values()))
+        return ["Conditions that were not certified are not spoken of.", *not_claimed(first)]
     warnings = certificate.get("warnings")
     sentences = [str(each) for each in warnings] if isinstance(warnings, list) else []
     if not _proven(certificate):

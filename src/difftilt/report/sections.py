@@ -29,6 +29,9 @@ def absent(*words: str) -> Html:
 
 def samples_section(run: RunRecord) -> Html:
     """Draws of the prior beside draws of the posterior."""
+    texts = (run.evaluation or {}).get("texts")
+    if isinstance(texts, list) and texts:
+        return _texts(texts)
     if not run.samples:
         return absent("No samples were saved yet, so there is nothing to show before and after.")
     sets = run.samples
@@ -42,6 +45,15 @@ def samples_section(run: RunRecord) -> Html:
     return join(
         tag("div", *figures, class_=f"side-by-side of-{len(figures)}"), note, _order_note(sets)
     )
+
+
+def _texts(texts: list[Any]) -> Html:
+    """Texts of the samplers side by side, a row for each context."""
+    rows = [{str(k): _cell(v) for k, v in row.items()} for row in texts if isinstance(row, dict)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    note = "The first draw of each sampler for each context, none chosen."
+    table = tag("div", html_table(names, rows), class_="texts")
+    return join(table, tag("p", note, class_="note"))
 
 
 def _order_note(sets: Mapping[str, Samples]) -> Html:

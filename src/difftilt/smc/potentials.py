@@ -6,8 +6,9 @@ of the states so far, that end in ``S_0 = β log r(x_0)``, a particle's log-weig
     - log q/p  +  S_{n-1} - S_n,
 
 so that the final weights are exact for ``p r^β`` whatever the potentials are. They are made of a
-twist ``U_n(x_n)``, the reward of the prior's clean prediction ``β log r(x̂_0(x_n))`` or a learned
-value ``log h_n(x_n)``, in one of three ways:
+twist ``U_n(x_n)``, the reward of the prior's clean prediction ``β log r(x̂_0(x_n))`` (of tokens, the
+likeliest ones at all masks, in one more network call) or a learned value ``log h_n(x_n)``, in one
+of three ways:
 
 | potential | ``S_n`` | the step's factor ``S_{n-1} - S_n`` |
 |---|---|---|
@@ -120,6 +121,8 @@ class TwistedChain(FeynmanKac):
         base = bound.base(particles // copies)
         tilt = None if self.chain.initial is None else self.chain.initial(particles // copies)
         x, ratio = self._drawn(base, tilt, self.chain.steps, group // copies)
+        # The states of a pinned path are planned already.
+        x = self._pin(bound.planned(x, self.chain.steps, self.noise), self.moves, group // copies)
         x, ratio = x.repeat_interleave(copies, 0), ratio.repeat_interleave(copies)
         total = ratio.new_zeros(particles)
         highest = self.twist is not None and self.twist.potential == "max"
@@ -136,6 +139,9 @@ class TwistedChain(FeynmanKac):
             x, ratio = self._drawn(law, tilt, n - 1, group)
         else:
             x, ratio = self._pin(law.landing, n - 1, self.group or len(x)), torch.zeros_like(total)
+        if n > 1:
+            x = self.chain.planned(x, n - 1, self.noise)
+            x = self._pin(x, n - 1, self.group or len(x))
         prediction, after, memory = self._look(x, n - 1, total, memory)
         return (x, prediction, after, memory), after - total - ratio
 
@@ -176,8 +182,7 @@ class TwistedChain(FeynmanKac):
             self.chain.calls.posterior += len(x)
             value = self.twist.value(x, n, prediction, self.chain.condition, self.beta)
             return value.double()
-        clean, clip = prediction[:, : x.shape[1]], self.chain.gaussian.clip
-        return self._reward(clean if clip is None else clean.clamp(-clip, clip))
+        return self._reward(self.chain.clean(prediction, x, n))
 
     def _reward(self, x: Tensor) -> Float[Tensor, " R"]:
         self.reward_calls += len(x)

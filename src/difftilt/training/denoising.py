@@ -5,14 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from difftilt.chains import Path
+from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
-from difftilt.objectives.weighted import denoising
+from difftilt.noise import GeneratorNoise
 from difftilt.training.outcome import Outcome, check, forget_gradients
 from difftilt.training.paths import draw_paths
 from difftilt.training.state import TrainingState
-from difftilt.transitions import rows_of
 
 
 def denoising_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:
@@ -42,35 +41,34 @@ def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
             "warm_start_loss='denoising' needs a posterior that is a denoiser (full_copy or lora); "
             "use warm_start_loss='likelihood'"
         )
-    levels = state.chain.gaussian.levels
+    diffusion = state.chain.diffusion
     per_end = state.subset or state.chain.steps
     ends = path.x_0.repeat_interleave(per_end, 0)
     n = torch.randint(1, state.chain.steps + 1, (len(ends),), generator=state.generator)
-    alpha, sigma = (rows_of(t.to(ends.dtype), n, ends) for t in (levels.alpha, levels.sigma))
-    noise = torch.randn(ends.shape, generator=state.generator, dtype=ends.dtype)
-    noised = alpha * ends + sigma * noise
     condition = None
     if path.condition is not None:
         condition = path.condition.repeat_interleave(per_end, 0)
+    noise = GeneratorNoise(state.generator)
+    noised, wanted = diffusion.denoising_pair(ends, n, noise, condition)
     losses = []
     for rows in torch.arange(len(ends)).split(state.plan.chunk):
         bound = kernel.denoiser.given(None if condition is None else condition[rows])
-        level = state.chain.gaussian.level(n[rows], ends)
-        prediction = bound(noised[rows], level)
-        clean = prediction[:, : ends.shape[1]]
-        loss = denoising(clean, ends[rows], sigma[rows], alpha[rows])
+        x = noised[rows]
+        prediction = bound(x, diffusion.level(n[rows], x))
+        loss = diffusion.denoising_loss(prediction, wanted[rows], x, n[rows])
         if state.plan.anchor > 0:
-            loss = loss + state.plan.anchor * _distance(state, noised[rows], n[rows], prediction)
+            own = state.chain.given(None if condition is None else condition[rows])
+            loss = loss + state.plan.anchor * _distance(own, x, n[rows], prediction)
         (loss.sum() / len(ends)).backward()
         losses.append(loss.detach())
     state.chain.calls.posterior += len(ends)
     return torch.cat(losses)
 
 
-def _distance(state: TrainingState, x: Tensor, n: Tensor, prediction: Tensor) -> Tensor:
+def _distance(chain: Chain, x: Tensor, n: Tensor, prediction: Tensor) -> Tensor:
     """``KL(q ‖ p)`` of single steps, nats: what a deviation from the prior costs a path."""
-    own = state.chain.predict(x, n)
+    own = chain.predict(x, n)
     divergence = torch.zeros(len(x))
-    kept = (state.chain.gaussian.tables.std[n] > 0).nonzero().flatten()
-    tilt = state.chain.gaussian.tilt_between(prediction[kept], own[kept], x[kept], n[kept])
+    kept = (n >= chain.density_steps[0]).nonzero().flatten()
+    tilt = chain.diffusion.tilt_between(prediction[kept], own[kept], x[kept], n[kept])
     return divergence.index_add(0, kept, tilt.divergence())

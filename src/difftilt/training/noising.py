@@ -83,8 +83,9 @@ class _Batch:
         ratio = [u if k is None else k for k, u in zip(known, unknown, strict=True)]
         taken_off = [_taken_off(state, name, scored, beta) for name, scored in parts.items()]
         pooled = [torch.full_like(p.log_r, name == "pool").bool() for name, p in parts.items()]
+        chain = state.chain.leap if _objective(state).leaps else state.chain
         return _Batch(
-            state.chain.given(path.condition),
+            chain.given(path.condition),
             path,
             torch.cat([scored.log_r for scored in parts.values()]),
             torch.cat(ratio),
@@ -156,14 +157,16 @@ def _comparable(rows: Rows) -> Rows:
 
 def _known_scale(state: TrainingState, batch: _Batch, rows: Rows) -> Float[Tensor, " R"]:
     """The scale of weights as it was before this batch; the first batch has only its own."""
+    if not _objective(state).contrasts and state.value is not None:
+        return torch.zeros_like(rows.beta)
     if state.value is not None:
         if not state.value.anchor.evidence.started:
             _see_ends(state, batch)
-        return state.value.anchor.scale(rows.beta).expand(len(rows.n)).to(rows.x)
+        return state.value.anchor.scale(rows.beta).expand(len(rows.n)).to(rows.beta)
     log_w = batch.log_w(rows)
     if not state.log_z.running.started:
         _see_weights(state, batch, log_w, rows)
-    scale = state.log_z.running.finite.expand(len(rows.n)).to(rows.x)
+    scale = state.log_z.running.finite.expand(len(rows.n)).to(rows.beta)
     pooled = batch.pooled[rows.path]
     if not bool(pooled.any()):
         return scale
@@ -260,6 +263,8 @@ def _worth(
 @torch.no_grad()
 def _remember(state: TrainingState, batch: _Batch, rows: Rows, seen: dict[str, Tensor]) -> None:
     """Average this batch into what the next one is scaled by, and into the value's anchor."""
+    if state.value is not None and not _objective(state).contrasts:
+        return
     if state.value is None:
         if state.log_z.running.started:
             _see_weights(state, batch, batch.log_w(rows), rows)

@@ -80,6 +80,8 @@ def draw_rows(source: RowDrawing, subset: int | None, beta: float) -> Rows:
         InputError: ``subset`` is not between 1 and the number of steps.
     """
     path, objective, device = source.path, source.objective, source.path.states.device
+    leaps = objective.leaps
+    anew = leaps or (_whole(objective) and not source.chain.diffusion.whole)
     sets = _sets(source)
     n = _steps(source, sets, subset)
     which = torch.arange(path.batch, device=device).expand_as(n).flatten()
@@ -92,8 +94,8 @@ def draw_rows(source: RowDrawing, subset: int | None, beta: float) -> Rows:
         x, landed = forward(path.x_0[which], n, source.noise, condition)
         prediction = _predicted(source, (x, landed), n, which)
     else:
-        x, landed = path.states[n, which], path.states[n - 1, which]
-        kept = path.predictions
+        x, landed = path.states[n, which], path.states[0 if leaps else n - 1, which]
+        kept = None if anew else path.predictions
         prediction = (
             _predicted(source, (x, landed), n, which) if kept is None else kept[n - 1, which]
         )
@@ -105,10 +107,15 @@ def draw_rows(source: RowDrawing, subset: int | None, beta: float) -> Rows:
     return Rows(n, which, group, x, prediction, betas, eps)
 
 
+def _whole(objective: EndObjective) -> bool:
+    """Whether the prior's whole law of a step is read, not just where the row landed."""
+    return "divergence" in objective.needs or objective.landings.kind != "own"
+
+
 def _predicted(source: RowDrawing, ends: tuple[Tensor, Tensor], n: Tensor, which: Tensor) -> Tensor:
     """What is kept of the prior's predictions of steps ``x -> landed``."""
     chain, objective, (x, landed) = source.chain, source.objective, ends
-    whole = "divergence" in objective.needs or objective.landings.kind != "own"
+    whole = _whole(objective)
 
     def part(rows: Tensor) -> Tensor:
         prediction = chain.predict(x[rows], n[rows], which[rows])
@@ -138,6 +145,8 @@ def _steps(source: RowDrawing, sets: Tensor, subset: int | None) -> Int[Tensor, 
     chain, objective = source.chain, source.objective
     landing = {"log_ratio", "divergence"} & objective.needs
     steps = torch.tensor(chain.density_steps if landing else range(1, chain.steps + 1))
+    if objective.from_noise:
+        steps, subset = steps[-1:], None
     if subset is not None and not 1 <= subset <= len(steps):
         raise InputError(f"subset={subset} must lie between 1 and {len(steps)}, the chain's steps")
     count = int(sets.max()) + 1 if objective.shared_time else len(sets)

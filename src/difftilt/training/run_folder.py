@@ -192,6 +192,16 @@ class RunFolder:
         write_tensors(path, tensors)
         return path
 
+    def save_lines(self, name: str, lines: list[str]) -> Path:
+        """Write ``samples/name.txt``, a line each.
+
+        Raises:
+            CheckpointError: the disk is full; older samples are intact.
+        """
+        path = self._samples(name).with_suffix(".txt")
+        write_text(path, "".join(line.replace("\n", " ") + "\n" for line in lines))
+        return path
+
     def load_samples(self, name: str) -> dict[str, Tensor]:
         """``x_0``, ``log_r`` and, where they were saved, ``log_w`` and ``seed``.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.chains import Chain
+from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.errors import InputError
 from difftilt.noise import seeded
 from difftilt.objectives.base import Objective
@@ -24,7 +25,7 @@ from difftilt.replay.behaviour import (
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.training.plan import Optimisation, Training
 from difftilt.value_kernel import ValueKernel
-from difftilt.values import RunningLogMean, Value, VectorValue
+from difftilt.values import RunningLogMean, TokenValue, Value, VectorValue
 
 
 class LogPartition(nn.Module):
@@ -130,6 +131,7 @@ class TrainingState:
         conditions: draws conditions, ``(count, generator) -> (count, ...)``, or None.
         labels: number of integer conditions for a learned ``log Z``; 0 otherwise.
         data: data for bridges, or None.
+        data_conditions: (n, ...) the condition of each row of the data, or None.
         value: learned ``log h`` of objectives that need one; default ``value_of``.
 
     Raises:
@@ -143,6 +145,7 @@ class TrainingState:
     conditions: Callable[[int, torch.Generator], Tensor] | None = None
     labels: int = 0
     data: Tensor | None = None
+    data_conditions: Tensor | None = None
     value: Value | None = None
     step: int = 0
     elapsed: float = 0.0
@@ -154,6 +157,7 @@ class TrainingState:
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
         objective = self.plan.objective
+        _check_states(self.chain, objective)
         if self.chain.initial is not None and isinstance(objective, EndObjective):
             raise InputError(
                 f"{type(objective).__name__} sees single steps and does not train the law of x_N; "
@@ -167,6 +171,8 @@ class TrainingState:
         replaying = self.plan.replaying
         self.buffer = ReplayBuffer(replaying.capacity, replaying.priority)
         self.behaviours = self._behaviours()
+        if self.conditions is None and self.data_conditions is not None:
+            self.conditions = self._conditions_of_data
 
     @property
     def progress(self) -> float:
@@ -214,6 +220,12 @@ class TrainingState:
         if self.plan.optimisation.ema > 0:
             self.average.swap()
 
+    def _conditions_of_data(self, count: int, generator: torch.Generator) -> Tensor:
+        assert self.data_conditions is not None
+        return self.data_conditions[
+            torch.randint(len(self.data_conditions), (count,), generator=generator)
+        ]
+
     def _behaviours(self) -> dict[str, tuple[Behaviour, float]]:
         plan, weights = self.plan, vars(self.plan.behaviour)
         keeping = plan.replaying
@@ -232,9 +244,22 @@ class TrainingState:
             "local_search": LocalSearch(),
         }
         if self.data is not None:
-            made["data"] = DataBridges(self.data)
+            made["data"] = DataBridges(self.data, self.data_conditions)
         used = {name: (b, weights[name]) for name, b in made.items()}
         return {k: v for k, v in used.items() if v[1] > 0 or (k == "pool" and plan.warm_start > 0)}
+
+
+def _check_states(chain: Chain, objective: Objective) -> None:
+    """Refuse an objective that needs another kind of states than the chain's.
+
+    Raises:
+        InputError: gradients or distances of tokens, or one-call likelihoods of vectors.
+    """
+    near = isinstance(objective, EndObjective) and objective.landings.kind == "near"
+    if objective.door == "pathwise" or near:
+        _ = chain.gaussian
+    if isinstance(objective, EndObjective) and objective.leaps:
+        _ = chain.leap
 
 
 def value_of(chain: Chain, objective: Objective) -> Value | None:
@@ -252,7 +277,10 @@ def value_of(chain: Chain, objective: Objective) -> Value | None:
             f"{type(objective).__name__} trains a value, and the posterior has to be guided by it; "
             "use form=ValueGuided() (or a ValueKernel)"
         )
-    value = VectorValue(chain.event_shape, chain.steps)
+    if isinstance(chain.diffusion, MaskedDiffusion):
+        value = TokenValue(chain.diffusion.vocab_size, chain.event_shape[0])
+    else:
+        value = VectorValue(chain.event_shape, chain.steps)
     return value.to(dtype=chain.like.dtype, device=chain.like.device)
 
 
