@@ -197,3 +197,17 @@ def test_what_is_out_of_range_is_refused(wrong: dict):
 def test_a_loop_that_ends_before_it_starts_is_refused():
     with pytest.raises(InputError, match="end < start"):
         Loop(0.2, 0.5)
+
+
+def test_a_leap_reveals_every_mask_and_forgets_none():
+    chain = posterior(RULES["largest"]).leap
+    n = torch.arange(27) % 4 + 1
+    x, landed = chain.diffusion.noised_pairs(every_end(), n, GeneratorNoise(torch.Generator()))
+    assert torch.equal(landed, every_end())
+    assert bool((x < 0).any() and (x > TOKENS).any())
+    reveal = chain.diffusion.reveal(n, x)
+    assert torch.equal(reveal.valid.sum(1), (x > TOKENS).sum(1))
+    guess = chain.diffusion.clean(chain.predict(x, n), x, n)
+    shown = x < TOKENS
+    assert bool(((guess >= 0) & (guess < TOKENS)).all())
+    assert torch.equal(guess[shown], every_end()[shown])

@@ -280,3 +280,36 @@ def test_a_canvas_is_refused():
 def test_what_is_out_of_range_is_refused(tokens: int, steps: int):
     with pytest.raises(InputError, match="at least 2 tokens and 1 step"):
         UniformDiffusion(tokens, steps)
+
+
+def test_a_leap_draws_what_the_denoiser_says():
+    chain = posterior()
+    assert chain.kernel is not None
+    x_0, noise = torch.tensor([0, 2]).expand(30, -1), GeneratorNoise(torch.Generator())
+    n = torch.arange(30) % STEPS + 1
+    leap = chain.leap
+    x, landed = leap.diffusion.noised_pairs(x_0, n, noise)
+    assert torch.equal(landed, x_0) and not torch.equal(x, x_0)
+    prediction = leap.predict(x, n)
+    wanted = prediction.gather(2, x_0[..., None]).sum((1, 2))
+    assert torch.allclose(leap.law(prediction, x, n).log_prob(x_0), wanted, atol=1e-5)
+    assert torch.allclose(leap.diffusion.denoising_loss(prediction, x_0, x, n), -wanted)
+    assert torch.equal(chain.clean(prediction, x[:10], 2), chain.predict(x[:10], 2).argmax(2))
+    tilt = leap.tilt(x, n, prediction)
+    assert isinstance(tilt, CategoricalTilt)
+    own = chain.kernel.denoiser(x, chain.diffusion.level(n, x))
+    difference = (own - prediction).gather(2, x_0[..., None]).sum((1, 2))
+    assert torch.allclose(tilt.log_ratio(x_0), difference, atol=1e-5)
+
+
+def test_ends_for_denoising_are_noised_at_once():
+    """Shares within 5 standard errors: false-alarm rate under 1e-5."""
+    x_0, draws = torch.tensor([0, 2]).expand(9_000, -1), 3_000
+    n = torch.arange(9_000) % STEPS + 1
+    noise = GeneratorNoise(torch.Generator().manual_seed(1))
+    x, wanted = prior().diffusion.denoising_pair(x_0, n, noise)
+    assert torch.equal(wanted, x_0)
+    for m in range(1, STEPS + 1):
+        chance = 1 - m / STEPS + m / STEPS / TOKENS
+        error = (chance * (1 - chance) / (draws * LENGTH)) ** 0.5
+        assert abs(float((x == x_0)[n == m].double().mean()) - chance) <= 5 * error

@@ -18,7 +18,7 @@ class Diffusion(ABC):
     """Levels 0 ... N, the reverse step of each, and the forward process that it inverts.
 
     Class attributes:
-        whole: whether a prediction is of all of x_0, or of what its step reveals alone.
+        whole: whether paths keep a prediction of all of x_0, or of what their own step drew alone.
     """
 
     whole: ClassVar[bool] = True

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal
+from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal, read
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.orders import AnyOrder, Order
 from difftilt.diffusions.remasking import Remasking
@@ -83,13 +83,6 @@ def completed(
     if condition is None:
         return x_0
     return torch.where(condition[:, 1] == SUFFIX, condition[:, 0], x_0)
-
-
-def _generated(x: Int[Tensor, "B L"], condition: Tensor | None) -> Bool[Tensor, "B L"]:
-    """The positions that the chain generates."""
-    if condition is None:
-        return torch.ones_like(x, dtype=torch.bool)
-    return (condition[:, 1] == GENERATED).expand(x.shape)
 
 
 class MaskedDiffusion(Diffusion):
@@ -167,7 +160,7 @@ class MaskedDiffusion(Diffusion):
         masked = x == self.undecided
         if not isinstance(self.order, Remasking):
             return self.placed(x, self.order.chosen(masked, x, self.level(n, x), noise), n)
-        shown = (x < self.vocab_size) & _generated(x, condition)
+        shown = (x < self.vocab_size) & self._generated(x, condition)
         revealed, forgotten = self.order.drawn(masked, shown, n, noise)
         return torch.where(forgotten, -1 - x, torch.where(revealed, self.vocab_size + n, x))
 
@@ -212,13 +205,13 @@ class MaskedDiffusion(Diffusion):
         noise: Noise,
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        x_0, step = self._hidden(x_0, condition), n[:, None]
+        x_0, landed = self._hidden(x_0, condition), torch.zeros_like(n) if self.leaps else n - 1
         if self.order.follows_state:
             states = torch.stack(self._followed(x_0, noise, condition))
             rows = torch.arange(len(n), device=n.device)
-            return states[n, rows], states[0 if self.leaps else n - 1, rows]
-        ranks, landed = self._drawn_ranks(x_0, noise, condition), 0 if self.leaps else step - 1
-        return self._masked(x_0, ranks, step), self._masked(x_0, ranks, landed)
+            return states[n, rows], states[landed, rows]
+        ranks = self._drawn_ranks(x_0, noise, condition)
+        return self._masked(x_0, ranks, n[:, None]), self._masked(x_0, ranks, landed[:, None])
 
     @property
     def leap(self) -> "MaskedDiffusion":
@@ -231,7 +224,7 @@ class MaskedDiffusion(Diffusion):
         self, prediction: Tensor, x: Int[Tensor, "B L"], n: int | Tensor
     ) -> Int[Tensor, "B L"]:
         """x with the likeliest tokens where the step reveals."""
-        return self.reveal(n, x).filled(x, prediction.argmax(2))
+        return read(self.reveal(n, x).filled(x, prediction.argmax(2)))
 
     def denoising_pair(
         self,
@@ -268,27 +261,32 @@ class MaskedDiffusion(Diffusion):
     def _drawn_ranks(
         self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
     ) -> Int[Tensor, "B L"]:
-        generated = _generated(x_0, condition)
+        generated = self._generated(x_0, condition)
         return torch.where(generated, self.order.ranks(generated, noise), 0)
+
+    def _generated(self, x: Int[Tensor, "B L"], condition: Tensor | None) -> Bool[Tensor, "B L"]:
+        """The positions that the chain generates."""
+        if condition is None:
+            return x != self.vocab_size
+        return (condition[:, 1] == GENERATED).expand(x.shape)
+
+    def _followed(
+        self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
+    ) -> list[Tensor]:
+        """States of the chain made to say ``x_0``: the order sees the states that it leads to."""
+        x = torch.where(self._generated(x_0, condition), self.undecided, x_0)
+        states = [x_0]
+        for n in range(self.steps, 0, -1):
+            x = self.planned(x, n, noise, condition)
+            states.insert(1, x)
+            x = torch.where(x == self.vocab_size + n, x_0, x)
+        return states
 
     def _hidden(self, x_0: Int[Tensor, "B L"], condition: Tensor | None) -> Int[Tensor, "B L"]:
         """Ends as the prior sees them: given data may spell out the suffix."""
         if condition is None:
             return x_0
         return torch.where(condition[:, 1] == SUFFIX, self.vocab_size, x_0)
-
-    def _followed(
-        self, x_0: Int[Tensor, "B L"], noise: Noise, condition: Tensor | None
-    ) -> list[Tensor]:
-        """States of the chain made to say ``x_0``: the order sees the states that it leads to."""
-        x = torch.where(_generated(x_0, condition), self.undecided, x_0)
-        states = [x_0]
-        for n in range(self.steps, 0, -1):
-            x = self.planned(x, n, noise, condition)
-            states.insert(1, x)
-            reveal = self.reveal(n, x)
-            x = reveal.filled(x, reveal.tokens(x_0))
-        return states
 
     def _masked(
         self, x_0: Int[Tensor, "B L"], ranks: Int[Tensor, "B L"], n: int | Tensor

@@ -14,11 +14,13 @@ Sources: Austin et al. 2021 (D3PM, arXiv 2107.03006, eq. 4); Schiff et al. 2024 
 2412.10193), whose step puts π into the place of x_0 instead of averaging over it.
 """
 
+import copy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.categorical import Categorical, CategoricalTilt, Reveal
+from difftilt.categorical import Categorical, CategoricalTilt, Reveal, log_prob_of
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.masked import MaskedLevel
 from difftilt.errors import InputError
@@ -37,6 +39,8 @@ class UniformDiffusion(Diffusion):
         InputError: fewer than 2 tokens or 1 step.
     """
 
+    whole = False
+
     def __init__(self, vocab_size: int, steps: int) -> None:
         if vocab_size < 2 or steps < 1:
             raise InputError(
@@ -44,6 +48,7 @@ class UniformDiffusion(Diffusion):
                 f"vocab_size={vocab_size}, steps={steps}"
             )
         self.vocab_size = vocab_size
+        self.leaps = False
         self.alpha = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
 
     @property
@@ -85,6 +90,38 @@ class UniformDiffusion(Diffusion):
         """The log-probability of the step, (B,): all that a log-ratio needs."""
         return law.log_prob(landed)
 
+    @property
+    def leap(self) -> "UniformDiffusion":
+        """Steps that end at once: the mean-field law of ``x_0`` given ``x_n``, which is ``π``."""
+        leaping = copy.copy(self)
+        leaping.leaps = True
+        return leaping
+
+    def clean(
+        self, prediction: Float[Tensor, "B L V"], x: Int[Tensor, "B L"], n: int | Tensor
+    ) -> Int[Tensor, "B L"]:
+        """The likeliest tokens."""
+        return prediction.argmax(2)
+
+    def denoising_pair(
+        self,
+        x_0: Int[Tensor, "R L"],
+        n: Int[Tensor, " R"],
+        noise: Noise,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self._replaced(x_0, self.alpha.to(x_0.device)[n[:, None]], noise), x_0
+
+    def denoising_loss(
+        self,
+        prediction: Float[Tensor, "R L V"],
+        wanted: Int[Tensor, "R L"],
+        x: Int[Tensor, "R L"],
+        n: Int[Tensor, " R"],
+    ) -> Float[Tensor, " R"]:
+        """The cross-entropy of all tokens."""
+        return -log_prob_of(prediction, wanted).sum(1)
+
     def noised(
         self,
         x_0: Int[Tensor, "B L"],
@@ -106,8 +143,13 @@ class UniformDiffusion(Diffusion):
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         alpha, step = self.alpha.to(x_0.device), n[:, None]
-        landed = self._replaced(x_0, alpha[step - 1], noise)
-        return self._replaced(landed, alpha[step] / alpha[step - 1], noise), landed
+        before = self._landing(step)
+        landed = self._replaced(x_0, alpha[before], noise)
+        return self._replaced(landed, alpha[step] / alpha[before], noise), landed
+
+    def _landing(self, n: Tensor) -> Tensor:
+        """The level at which step n lands."""
+        return torch.zeros_like(n) if self.leaps else n - 1
 
     def _replaced(self, x: Int[Tensor, "B L"], kept: Tensor, noise: Noise) -> Int[Tensor, "B L"]:
         """x with each token kept, or else drawn evenly."""
@@ -126,7 +168,10 @@ class UniformDiffusion(Diffusion):
         if log_probs.ndim == 1:
             return log_probs
         step, alpha = torch.as_tensor(n, device=x.device), self.alpha.to(x.device)
-        t, s = (a.to(log_probs.dtype).reshape(-1, 1, 1) for a in (alpha[step], alpha[step - 1]))
+        t, s = (
+            a.to(log_probs.dtype).reshape(-1, 1, 1)
+            for a in (alpha[step], alpha[self._landing(step)])
+        )
         here = torch.nn.functional.one_hot(x, self.vocab_size).to(log_probs.dtype)
         weight = log_probs.exp() / (t * here + (1 - t) / self.vocab_size)
         spread = (1 - s) / self.vocab_size * weight.sum(2, keepdim=True)

@@ -121,7 +121,8 @@ class TwistedChain(FeynmanKac):
         base = bound.base(particles // copies)
         tilt = None if self.chain.initial is None else self.chain.initial(particles // copies)
         x, ratio = self._drawn(base, tilt, self.chain.steps, group // copies)
-        x = bound.planned(x, self.chain.steps, self.noise)
+        # The states of a pinned path are planned already.
+        x = self._pin(bound.planned(x, self.chain.steps, self.noise), self.moves, group // copies)
         x, ratio = x.repeat_interleave(copies, 0), ratio.repeat_interleave(copies)
         total = ratio.new_zeros(particles)
         highest = self.twist is not None and self.twist.potential == "max"
@@ -140,6 +141,7 @@ class TwistedChain(FeynmanKac):
             x, ratio = self._pin(law.landing, n - 1, self.group or len(x)), torch.zeros_like(total)
         if n > 1:
             x = self.chain.planned(x, n - 1, self.noise)
+            x = self._pin(x, n - 1, self.group or len(x))
         prediction, after, memory = self._look(x, n - 1, total, memory)
         return (x, prediction, after, memory), after - total - ratio
 
