@@ -73,10 +73,9 @@ def trained(model: Any, rows: Tensor, steps: int, mask_id: int | None = None) ->
             hidden = torch.rand(ids.shape) < torch.rand(len(ids), 1)
             seen, labels = ids.masked_fill(hidden, mask_id), ids.masked_fill(~hidden, -100)
         loss = model(input_ids=seen, labels=labels).loss
-        if loss.isfinite():
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
     return model.eval()
 
 
@@ -103,19 +102,17 @@ def main(steps: int = 60, prior_steps: int = 250, samples: int = 100) -> Any:
         replaying=difftilt.Replaying(pool_capacity=512, pool_fresh=16),
     )
 
-    prompted = task.prompted()
     for context, (template, wanted) in enumerate(zip(TEMPLATES, MIDDLES.values(), strict=True)):
         written = {
             "prior": [c.text for c in task.prior_samples(samples, context)],
-            "prompt (x, y)": prompted.sample(samples, context),
+            "prompt (x, y)": task.prompted().sample(samples, context),
             "posterior": posterior.sample(samples, context),
         }
         print(f"{template}\n  share of {wanted!r}")
         for name, texts in written.items():
             share = sum(wanted in text for text in texts) / samples
             print(f"    {name:<14} {share:.2f}   e.g. {texts[0]}")
-    certificate = posterior.certify(samples)
-    print(certificate)
+    print(certificate := posterior.certify(samples))
     return certificate
 
 
