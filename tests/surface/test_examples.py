@@ -12,12 +12,14 @@ SMOKE = {
     "image_class": {"steps": 3, "chain_steps": 3, "samples": 8},
     "black_box_reward": {"steps": 4, "samples": 100},
     "latent_generator": {"steps": 4, "samples": 200},
+    "infill_a_sentence": {"steps": 2, "prior_steps": 4, "samples": 8},
 }
 PROMISED = {
     "two_dimensions": ["truth, by rejection", "log Z, defensive"],
     "image_class": ["share of sandals", "is a DDPMPipeline"],
     "black_box_reward": ["truth, by rejection", "log Z"],
     "latent_generator": ["brute force", "log Z"],
+    "infill_a_sentence": ["prompt (x, y)", "conditions to be trusted"],
 }
 
 

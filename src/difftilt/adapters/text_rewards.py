@@ -62,12 +62,7 @@ class ReadingReward(TextReward):
     name = "ReadingReward"
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        batch: int = 64,
-        cached: bool = True,
-        remembered: int = 64,
+        self, model: Any, tokenizer: Any, batch: int = 64, cached: bool = True, remembered: int = 64
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
