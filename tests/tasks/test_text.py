@@ -139,7 +139,7 @@ class TestShippedModels:
         """The true middle is worth more than another passage's, by 3 standard errors."""
         reader = text.load_text_reader()
         unigram = unigram_entropy(passages[passages != PAD])
-        assert math.log(text.perplexity(reader, passages, PAD)) < unigram - 0.5
+        assert math.log(text.perplexity(reader, passages[::4], PAD)) < unigram - 0.5
         other = passages.clone()
         other[:, TEXT_LAYOUT.middle_slice] = passages.roll(1, 0)[:, TEXT_LAYOUT.middle_slice]
         gain = text.ending_log_likelihood(reader, passages, PAD) - text.ending_log_likelihood(
