@@ -1,6 +1,6 @@
 """Train the prior that ``difftilt.tasks.stories`` ships, on stories of its grammar alone.
 
-    python scripts/train_story_models.py --minutes 8
+    python scripts/train_story_models.py --minutes 12
 
 A small ``BertForMaskedLM`` over the grammar's words learns to fill in any set of masks; half of the
 training sequences open all 45 positions, half the fourth sentence with the fifth hidden. One seed
@@ -32,13 +32,13 @@ class Settings:
 
     out: Path = Path("src/difftilt/tasks/data")
     """Folder that receives story_prior/."""
-    minutes: float = 8.0
+    minutes: float = 12.0
     stories: int = 40_000
     """Training stories."""
     width: int = 128
     layers: int = 4
     batch: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     seed: int = 0
     threads: int = 1
 

@@ -61,6 +61,8 @@ class Settings:
     learning_rate: float = 2e-3
     seed: int = 0
     threads: int = 1
+    resume: bool = False
+    """Go on from the prior's saved weights, for another cycle of the learning rate."""
 
 
 # --------------------------------------------------------------------------------- the tokeniser
@@ -107,11 +109,21 @@ def story_windows(parts: list[list[list[int]]]) -> Int[Tensor, "S L"]:
     return torch.stack(rows)
 
 
+def prior_windows(settings: Settings, tokenizer: FastTokenizer) -> Int[Tensor, "S L"]:
+    """Canvases of the prior's books."""
+    prior_books, _, _ = split_books(settings.data)
+    return story_windows([encoded(tokenizer, lines) for lines in prior_books.values()])
+
+
 def train_prior(settings: Settings, tokenizer: FastTokenizer) -> None:
     torch.manual_seed(settings.seed)
-    prior_books, _, _ = split_books(settings.data)
-    windows = story_windows([encoded(tokenizer, lines) for lines in prior_books.values()])
-    model = new_masked_model(len(tokenizer), TEXT_LAYOUT, settings.width, settings.layers)
+    windows = prior_windows(settings, tokenizer)
+    folder = settings.out / "text_prior"
+    if settings.resume:
+        torch.manual_seed(settings.seed + 2)
+        model = load_masked_model(folder).requires_grad_(True)
+    else:
+        model = new_masked_model(len(tokenizer), TEXT_LAYOUT, settings.width, settings.layers)
     print(f"{len(windows)} windows, {model.num_parameters()} parameters", file=sys.stderr)
 
     def loss() -> Tensor:
@@ -121,7 +133,7 @@ def train_prior(settings: Settings, tokenizer: FastTokenizer) -> None:
         return -terms.sum() / opened.sum()
 
     train_by_clock("prior", model, loss, settings.prior_minutes, settings.learning_rate)
-    save_small(model, tokenizer, settings.out / "text_prior")
+    save_small(model, tokenizer, folder)
 
 
 # ------------------------------------------------------------------------------------ the reader
@@ -185,12 +197,10 @@ def write_heldout(settings: Settings, tokenizer: FastTokenizer, count: int = 200
     print(f"{len(chosen)} of {len(found)} held-out passages", file=sys.stderr)
 
 
-def unigram_nats(tokenizer: FastTokenizer, settings: Settings, ids: Int[Tensor, "B L"]) -> float:
-    """Nats per real token under the frequencies of the prior's books, one added to each count."""
-    prior_books, _, _ = split_books(settings.data)
-    text = [i for lines in prior_books.values() for part in encoded(tokenizer, lines) for i in part]
-    counts = torch.bincount(torch.tensor(text), minlength=len(tokenizer)).double() + 1
-    return float(-(counts / counts.sum()).log()[ids[ids != PAD_ID]].mean())
+def unigram_nats(windows: Int[Tensor, "S L"], ids: Int[Tensor, "B L"], size: int) -> float:
+    """Nats of canvases per real token under frequencies in others, one added to each count."""
+    counts = torch.bincount(windows.flatten(), minlength=size).double() + 1
+    return float(-(counts / counts.sum()).log()[ids].sum() / (ids != PAD_ID).sum())
 
 
 def print_figures(settings: Settings, tokenizer: FastTokenizer) -> None:
@@ -211,7 +221,8 @@ def print_figures(settings: Settings, tokenizer: FastTokenizer) -> None:
         print(
             f"prior, {name}: at most {per_token:.3f} ± {error:.3f} nats per token (pads included)"
         )
-    print(f"unigram: {unigram_nats(tokenizer, settings, ids):.3f} nats per token")
+    unigram = unigram_nats(prior_windows(settings, tokenizer), ids, len(tokenizer))
+    print(f"unigram, whole passages: {unigram:.3f} nats per token (pads included)")
     print(f"reader: perplexity {perplexity(reader, ids, PAD_ID):.1f}")
     endings = ending_log_likelihood(reader, ids, PAD_ID)
     shuffled = ids.clone()
