@@ -27,6 +27,8 @@ def coupled(x: Tensor, condition: Tensor | None = None) -> Tensor:
 class Table(TokenNetwork):
     """One row of logits per masked state and position."""
 
+    place: Tensor
+
     def __init__(self, logits: Tensor) -> None:
         """``logits`` (states, L, K), states in the order of ``STATES``."""
         super().__init__(logits.shape[2], logits.shape[2])

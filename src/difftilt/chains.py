@@ -229,11 +229,7 @@ class Chain:
 
     @property
     def leap(self) -> "Chain":
-        """This chain with steps from ``x_n`` to ``x_0`` in one network call (mean field).
-
-        Raises:
-            InputError: the states are no tokens, or the posterior is no denoiser.
-        """
+        """This chain with steps from ``x_n`` to ``x_0`` in one call (``Diffusion.leap``)."""
         leap = self.diffusion.leap
         kernel = None if self.kernel is None else self.kernel.on(leap)
         return replace(self, diffusion=leap, kernel=kernel)
@@ -267,13 +263,7 @@ class Chain:
             return denoiser(x, level)
 
     def clean(self, prediction: Tensor, x: Tensor, n: int) -> Shaped[Tensor, "B ..."]:
-        """The prior's guess of x_0 at ``x_n``, from its prediction there or, of tokens, one more.
-
-        Arguments:
-            prediction: the prior's at ``x_n``.
-            x: states x_n.
-            n: the step.
-        """
+        """The prior's guess of x_0 at ``x_n``; of tokens, by one more network call."""
         if self.diffusion.whole:
             return self.diffusion.clean(prediction, x, n)
         leap = self.prior.leap

@@ -97,3 +97,16 @@ def test_bad_arguments_are_named():
         ReplayBuffer(0)
     with pytest.raises(InputError, match="the replay buffer is empty"):
         ReplayBuffer(5).draw(3)
+
+
+def test_the_same_end_of_another_condition_is_no_duplicate():
+    buffer = ReplayBuffer()
+    x_0, condition = torch.tensor([[1, 2], [1, 2], [1, 2]]), torch.tensor([[0], [1], [0]])
+    buffer.add(x_0, torch.zeros(3), torch.zeros(3), condition)
+    buffer.add(x_0, torch.zeros(3), torch.zeros(3), condition)
+    assert buffer.condition is not None
+    assert buffer.condition.flatten().tolist() == [0, 1]
+    again = ReplayBuffer()
+    again.load(buffer.state())
+    again.add(x_0, torch.zeros(3), torch.zeros(3), condition)
+    assert len(again) == 2

@@ -229,6 +229,7 @@ def test_the_guess_of_a_state_keeps_what_is_shown_and_hides_the_suffix():
     x = bound.base(1).at(bound.base(1).draw(Digits([1])))
     level = chain.diffusion.leap.level(1, x)
     assert level.reveal.valid.sum() == 1
+    assert isinstance(chain.denoiser, TokenDenoiser)
     seen = chain.denoiser.log_probs(chain.denoiser.features(x, level))[0, 1]
     before = chain.calls.prior
     guess = bound.clean(torch.zeros(1), x, 1)

@@ -56,11 +56,11 @@ def test_the_anchor_is_the_divergence_of_a_step():
     n = torch.tensor(state.chain.density_steps)
     x = torch.randn(len(n), *state.chain.event_shape)
     own = state.chain.predict(x, n)
-    assert float(_distance(state, x, n, own).abs().max()) == 0.0
+    assert float(_distance(state.chain, x, n, own).abs().max()) == 0.0
     moved = state.chain.law(own + 0.1, x, n)
     law = state.chain.law(own, x, n)
     expected = (0.5 * ((moved.mean - law.mean) / law.std) ** 2).flatten(1).sum(1)
-    torch.testing.assert_close(_distance(state, x, n, own + 0.1), expected)
+    torch.testing.assert_close(_distance(state.chain, x, n, own + 0.1), expected)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -81,7 +81,7 @@ def error_of(posterior: Posterior) -> float:
 @pytest.mark.parametrize("logits", [conditionals(joint()), arbitrary()], ids=["law", "no law"])
 def test_wake_reaches_the_posterior_of_any_prior(logits: Tensor):
     """Also where a balance of whole paths in a uniform order cannot: it is 0.12 away then."""
-    posterior = fitted(token_chain(logits), Wake(), warm_start=0.0, behaviour=OWN, steps=150)
+    posterior = fitted(token_chain(logits), Wake(), warm_start=0.0, behaviour=OWN, steps=120)
     assert error_of(posterior) < 0.04
     assert error_of(replace(posterior, chain=posterior.target.posterior().chain)) > 0.4
 

@@ -10,7 +10,7 @@ PRIORITIES = ("uniform", "reward", "residual")
 
 
 class ReplayBuffer:
-    """Ends, their ``log r`` and their last residual; exact duplicates are kept once.
+    """Ends, their ``log r`` and their last residual; duplicates of a condition are kept once.
 
     Arguments:
         capacity: number of ends kept; the least liked leave first ("reward"), else the oldest.
@@ -54,7 +54,7 @@ class ReplayBuffer:
     ) -> None:
         """Add ends with a finite ``log r``; a duplicate's residual is not updated."""
         rows = torch.nonzero(torch.isfinite(log_r)).flatten()
-        rows = rows[self._is_new(x_0[rows])]
+        rows = rows[self._is_new(x_0[rows], None if condition is None else condition[rows])]
         first = len(self) == 0
         self.x_0 = x_0[rows] if first else torch.cat([self.x_0, x_0[rows]])
         self.log_r = torch.cat([self.log_r, log_r[rows].float()])
@@ -90,7 +90,7 @@ class ReplayBuffer:
         """Take over the tensors of ``state()``."""
         self.x_0, self.log_r, self.residual = state["x_0"], state["log_r"], state["residual"]
         self.condition = state.get("condition")
-        self._known = set(self._keys(self.x_0)) if len(self) else set()
+        self._known = set(self._keys(self.x_0, self.condition)) if len(self) else set()
 
     def _probabilities(self) -> Tensor:
         if self.priority == "uniform":
@@ -108,16 +108,20 @@ class ReplayBuffer:
     def _keep(self, rows: Tensor) -> None:
         self.x_0, self.log_r, self.residual = self.x_0[rows], self.log_r[rows], self.residual[rows]
         self.condition = None if self.condition is None else self.condition[rows]
-        self._known = set(self._keys(self.x_0))
+        self._known = set(self._keys(self.x_0, self.condition))
 
-    def _is_new(self, x_0: Tensor) -> Tensor:
+    def _is_new(self, x_0: Tensor, condition: Tensor | None) -> Tensor:
         new = []
-        for key in self._keys(x_0):
+        for key in self._keys(x_0, condition):
             new.append(key not in self._known)
             self._known.add(key)
         return torch.tensor(new, dtype=torch.bool)
 
-    def _keys(self, x_0: Tensor) -> list[bytes]:
+    def _keys(self, x_0: Tensor, condition: Tensor | None) -> list[bytes]:
         flat = x_0.detach().flatten(1).cpu()
         cells = (flat / self.tolerance).round() if self.tolerance > 0 else flat
-        return [row.numpy().tobytes() for row in cells.float()]
+        ends = [row.numpy().tobytes() for row in cells.float()]
+        if condition is None:
+            return ends
+        asked = [row.numpy().tobytes() for row in condition.detach().cpu()]
+        return [end + of for end, of in zip(ends, asked, strict=True)]
