@@ -16,11 +16,25 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from difftilt.adapters.text.base import TextModel, load_text_model
+    from difftilt.adapters.text.export import export_text_model
+    from difftilt.adapters.text_rewards import ReadingReward, SimilarityReward, TextClassifierReward
     from difftilt.chains import Chain, Path
     from difftilt.controls import ControlReward
     from difftilt.diagnostics.calibration import Calibration, calibration
     from difftilt.diagnostics.certificate import Certificate
     from difftilt.diagnostics.conditional import ConditionalCertificate
+    from difftilt.diffusions.masked import MaskedDiffusion, canvas, completed
+    from difftilt.diffusions.orders import (
+        AnyOrder,
+        Blocks,
+        LeastEntropy,
+        LeftToRight,
+        Parallel,
+        Stepwise,
+    )
+    from difftilt.diffusions.remasking import Remasking
+    from difftilt.diffusions.uniform import UniformDiffusion
     from difftilt.errors import (
         CheckpointError,
         DifftiltError,
@@ -35,9 +49,13 @@ if _typing.TYPE_CHECKING:
     from difftilt.guidance.learned import ClassifierGuidance, OracleGuidance, ValueGuidance
     from difftilt.guidance.pseudoinverse import PiGDM
     from difftilt.guidance.reconstruction import DPS, LGDMC
+    from difftilt.infilling import Completion, Infilling, InfillingPosterior
     from difftilt.isolation import isolated
+    from difftilt.marginals import marginal_log_prob, terminal_residual
     from difftilt.objectives.contrastive import CEP
+    from difftilt.objectives.ddpp import DDPP
     from difftilt.objectives.forward import AdvantageWeighted
+    from difftilt.objectives.group_policy import GroupPolicyGradient
     from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
     from difftilt.objectives.payoff import RGDM, RewardWeighted
     from difftilt.objectives.policy import DDPO, DPOK, Reinforce
@@ -46,6 +64,8 @@ if _typing.TYPE_CHECKING:
         PathConsistency,
         SubTrajectoryBalance,
     )
+    from difftilt.objectives.supervised import Supervised
+    from difftilt.objectives.wake import Wake
     from difftilt.populations import PopulationSampler
     from difftilt.posteriors import (
         Posterior,
@@ -75,6 +95,9 @@ if _typing.TYPE_CHECKING:
         ValueTwisted,
     )
     from difftilt.smc.population import Population
+    from difftilt.text.rewards import StringReward
+    from difftilt.text_priors import TextPrior, text_prior
+    from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
     from difftilt.training.plan import (
         RTB,
         BehaviourWeights,
@@ -90,8 +113,10 @@ __all__ = [
     "AdjointMatching",
     "AdvantageWeighted",
     "AlignProp",
+    "AnyOrder",
     "BehaviourWeights",
     "BestOfN",
+    "Blocks",
     "Bounded",
     "CEP",
     "Calibration",
@@ -101,9 +126,11 @@ __all__ = [
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "ClassifierReward",
+    "Completion",
     "ConditionalCertificate",
     "ControlReward",
     "DDPO",
+    "DDPP",
     "DPOK",
     "DPS",
     "DRaFT",
@@ -114,15 +141,22 @@ __all__ = [
     "Floored",
     "FullCopy",
     "GaussianLikelihood",
+    "GroupPolicyGradient",
     "Guidance",
     "ImportanceResampling",
+    "Infilling",
+    "InfillingPosterior",
     "InputError",
     "KLControl",
     "LGDMC",
+    "LeastEntropy",
+    "LeftToRight",
     "LoRA",
+    "MaskedDiffusion",
     "MissingPackage",
     "Optimisation",
     "OracleGuidance",
+    "Parallel",
     "Path",
     "PathConsistency",
     "Perceptron",
@@ -133,20 +167,32 @@ __all__ = [
     "Prior",
     "RGDM",
     "RTB",
+    "ReadingReward",
     "RectifiedFlow",
     "Reinforce",
+    "Remasking",
     "Replaying",
     "RewardError",
     "RewardWeighted",
     "SVDD",
+    "SimilarityReward",
     "Sources",
+    "Stepwise",
+    "StringReward",
     "SubTrajectoryBalance",
     "Summed",
+    "Supervised",
     "TDS",
     "Target",
     "Tempered",
+    "TextClassifierReward",
+    "TextModel",
+    "TextPrior",
+    "TokenDenoiser",
+    "TokenNetwork",
     "Training",
     "TrainingError",
+    "UniformDiffusion",
     "Value",
     "ValueGuidance",
     "ValueGuided",
@@ -154,18 +200,73 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "VectorValue",
+    "Wake",
     "backward",
     "bridge",
     "calibration",
+    "canvas",
+    "completed",
+    "export_text_model",
     "isolated",
     "latent",
     "load",
+    "load_text_model",
     "log_ratio",
+    "marginal_log_prob",
     "rollout",
+    "terminal_residual",
+    "text_prior",
 ]
 
 # Where each name lives: the imports above, for ``__getattr__``.
 _HOMES = {
+    "difftilt.adapters.text.base": (
+        "TextModel",
+        "load_text_model",
+    ),
+    "difftilt.adapters.text.export": ("export_text_model",),
+    "difftilt.adapters.text_rewards": (
+        "ReadingReward",
+        "SimilarityReward",
+        "TextClassifierReward",
+    ),
+    "difftilt.diffusions.masked": (
+        "MaskedDiffusion",
+        "canvas",
+        "completed",
+    ),
+    "difftilt.diffusions.orders": (
+        "AnyOrder",
+        "Blocks",
+        "LeastEntropy",
+        "LeftToRight",
+        "Parallel",
+        "Stepwise",
+    ),
+    "difftilt.diffusions.remasking": ("Remasking",),
+    "difftilt.diffusions.uniform": ("UniformDiffusion",),
+    "difftilt.infilling": (
+        "Completion",
+        "Infilling",
+        "InfillingPosterior",
+    ),
+    "difftilt.marginals": (
+        "marginal_log_prob",
+        "terminal_residual",
+    ),
+    "difftilt.objectives.ddpp": ("DDPP",),
+    "difftilt.objectives.group_policy": ("GroupPolicyGradient",),
+    "difftilt.objectives.supervised": ("Supervised",),
+    "difftilt.objectives.wake": ("Wake",),
+    "difftilt.text.rewards": ("StringReward",),
+    "difftilt.text_priors": (
+        "TextPrior",
+        "text_prior",
+    ),
+    "difftilt.token_denoisers": (
+        "TokenDenoiser",
+        "TokenNetwork",
+    ),
     "difftilt.chains": (
         "Chain",
         "Path",

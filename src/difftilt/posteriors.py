@@ -352,21 +352,31 @@ def load(
     schedule: Schedule | None = None,
     event_shape: Sequence[int] | None = None,
     prediction_type: str = "epsilon",
-) -> Prior:
-    """A prior from a diffusers pipeline, or from any network with a schedule.
+) -> Any:
+    """A prior from a diffusers pipeline, a masked language model, or a network with a schedule.
 
     Arguments:
         source: a folder or hub id of a diffusers pipeline, a live pipeline, or an ``nn.Module``
-            called as ``network(x, time (B,))`` together with ``schedule`` and ``event_shape``.
+            called as ``network(x, time (B,))`` together with ``schedule`` and ``event_shape``;
+            or a folder of a masked language model (for a hub id or a live one, and for its
+            options, ``TextPrior(load_text_model(...))``).
         steps: N.
         eta: stochasticity of DDIM-like samplers, in [0, 1].
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
         event_shape: shape of one sample of an ``nn.Module``.
         prediction_type: what an ``nn.Module`` predicts (``difftilt.denoisers``).
 
+    Returns:
+        a ``Prior``, or a ``TextPrior``, whose verb is ``infill``.
+
     Raises:
         InputError: the source is of no known kind, or something of it is missing.
     """
+    if _is_text_folder(source):
+        from difftilt.adapters.text.base import load_text_model
+        from difftilt.text_priors import TextPrior
+
+        return TextPrior(load_text_model(source))
     if isinstance(source, nn.Module) and not hasattr(source, "scheduler"):
         if schedule is None or event_shape is None:
             raise InputError(
@@ -382,6 +392,14 @@ def load(
     record = chain_from_pipeline(source, steps, eta=eta)
     name = str(source) if isinstance(source, str | FilePath) else type(source).__name__
     return Prior(record.chain, source=name, pipeline=record)
+
+
+def _is_text_folder(source: Any) -> bool:
+    """Whether it is a folder of one model, and not of a diffusers pipeline."""
+    if not isinstance(source, str | FilePath):
+        return False
+    folder = FilePath(source)
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").exists()
 
 
 def latent(
