@@ -95,7 +95,7 @@ if _typing.TYPE_CHECKING:
         ValueTwisted,
     )
     from difftilt.smc.population import Population
-    from difftilt.text.rewards import StringReward
+    from difftilt.text.rewards import StringReward, TextReward
     from difftilt.text_priors import TextPrior, text_prior
     from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
     from difftilt.training.plan import (
@@ -188,6 +188,7 @@ __all__ = [
     "TextClassifierReward",
     "TextModel",
     "TextPrior",
+    "TextReward",
     "TokenDenoiser",
     "TokenNetwork",
     "Training",
@@ -258,7 +259,7 @@ _HOMES = {
     "difftilt.objectives.group_policy": ("GroupPolicyGradient",),
     "difftilt.objectives.supervised": ("Supervised",),
     "difftilt.objectives.wake": ("Wake",),
-    "difftilt.text.rewards": ("StringReward",),
+    "difftilt.text.rewards": ("StringReward", "TextReward"),
     "difftilt.text_priors": (
         "TextPrior",
         "text_prior",
