@@ -1,16 +1,17 @@
 """Problems whose answer is known, and the training recommended for them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from difftilt.errors import InputError
 from difftilt.posteriors import Prior, Target
 from difftilt.recipes.base import Drawn, Job, Recipe
 from difftilt.recipes.form import FormChoice
+from difftilt.recipes.makers import Setting
 from difftilt.tasks.exact import problems
 from difftilt.tasks.exact.base import ExactProblem
-from difftilt.tasks.exact.judge import judge
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
+from difftilt.tasks.exact.judge import DRAWS, judge
+from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 
 FIGURES = {
     "log_z_error": "error of the importance log Z, nats",
@@ -25,6 +26,8 @@ FIGURES = {
     "energy_p": "its permutation p-value",
     "c2st": "accuracy of a two-sample classifier",
 }
+
+DEFAULT_CALLS = 5_000_000
 
 PERCEPTRON = FormChoice("perceptron", components=4, width=96)
 
@@ -43,6 +46,31 @@ def recommended(seconds: float | None = 60.0, seed: int = 0) -> Training:
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
         seed=seed,
     )
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a method may spend.
+
+    Arguments:
+        network_calls: states that networks see, in training or, for what is not trained, while
+            50,000 samples are drawn; None for no such limit.
+        seconds: of training; None for no such limit.
+    """
+
+    network_calls: int | None = None
+    seconds: float | None = None
+
+
+def setting_of(problem: ExactProblem, effort: Effort, seed: int) -> Setting:
+    """What the bench gives every method on a problem."""
+    plan = replace(recommended(effort.seconds, seed), network_calls=effort.network_calls)
+    if effort.seconds is None:
+        # Where calls are counted, rollouts for the pool are what they are spent on.
+        plan = replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=32))
+    calls = DEFAULT_CALLS if effort.network_calls is None else effort.network_calls
+    target = target_of(problem)
+    return Setting(target, PERCEPTRON.build(), plan, calls, DRAWS, problem.likelihood)
 
 
 @dataclass(frozen=True)
