@@ -1,5 +1,6 @@
 """Problems whose answer is known, and the training recommended for them."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -7,7 +8,7 @@ from difftilt.errors import InputError
 from difftilt.posteriors import Prior, Target
 from difftilt.recipes.base import Drawn, Job, Recipe
 from difftilt.recipes.form import FormChoice
-from difftilt.recipes.makers import Setting
+from difftilt.recipes.makers import Setting, on_own_paths
 from difftilt.tasks.exact import problems
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.tasks.exact.judge import DRAWS, judge
@@ -30,6 +31,10 @@ FIGURES = {
 DEFAULT_CALLS = 5_000_000
 
 PERCEPTRON = FormChoice("perceptron", components=4, width=96)
+MANY_DIMENSIONS = 8
+STATES_PER_UPDATE = 10_240
+POOL_FRESH = {"rare_corner": 128}
+"""Paths added to the pool per update where calls are counted; 32 for the other problems."""
 
 
 def recommended(seconds: float | None = 60.0, seed: int = 0) -> Training:
@@ -62,15 +67,47 @@ class Effort:
     seconds: float | None = None
 
 
-def setting_of(problem: ExactProblem, effort: Effort, seed: int) -> Setting:
-    """What the bench gives every method on a problem."""
+def form_of(problem: ExactProblem) -> FormChoice:
+    """A mixture in a few dimensions; one Gaussian per step, and linear maps, in many."""
+    if not many_dimensions(problem):
+        return PERCEPTRON
+    # Sines of each coordinate would be most of the network's inputs.
+    frequencies = PERCEPTRON.frequencies if _dimensions(problem) <= 32 else 0
+    return replace(PERCEPTRON, components=1, linear=True, frequencies=frequencies)
+
+
+def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
+    """The training of a problem within a budget.
+
+    A pool of prior paths covers a posterior of a few dimensions; in many hardly any of them has
+    weight, and the posterior's own paths lead there instead.
+    """
     plan = replace(recommended(effort.seconds, seed), network_calls=effort.network_calls)
+    if many_dimensions(problem):
+        # Of long chains fewer paths: an update sees about as many states as of short ones.
+        batch = max(32, min(plan.batch, STATES_PER_UPDATE // problem.chain.steps))
+        return on_own_paths(replace(plan, batch=batch))
     if effort.seconds is None:
         # Where calls are counted, rollouts for the pool are what they are spent on.
-        plan = replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=32))
+        fresh = POOL_FRESH.get(problem.name, 32)
+        return replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=fresh))
+    return plan
+
+
+def setting_of(problem: ExactProblem, effort: Effort, seed: int) -> Setting:
+    """What the bench gives every method on a problem."""
     calls = DEFAULT_CALLS if effort.network_calls is None else effort.network_calls
-    target = target_of(problem)
-    return Setting(target, PERCEPTRON.build(), plan, calls, DRAWS, problem.likelihood)
+    target, plan = target_of(problem), plan_of(problem, effort, seed)
+    return Setting(target, form_of(problem).build(), plan, calls, DRAWS, problem.likelihood)
+
+
+def many_dimensions(problem: ExactProblem) -> bool:
+    """Whether a problem has too many dimensions for pools and mixtures."""
+    return _dimensions(problem) >= MANY_DIMENSIONS
+
+
+def _dimensions(problem: ExactProblem) -> int:
+    return math.prod(problem.chain.event_shape)
 
 
 @dataclass(frozen=True)
@@ -79,20 +116,26 @@ class Exact(Recipe):
 
     Arguments:
         problem: its name.
-        form: what carries the posterior.
+        form: what carries the posterior; "auto": by the number of dimensions.
+        own_paths: train on the posterior's own paths alone, from the start; None: in 8 dimensions
+            or more.
         training: the plan.
     """
 
     problem: str = "gmm9of25"
     samples: int = 2048
     certificate_paths: int = 20_000
-    form: FormChoice = field(default_factory=lambda: PERCEPTRON)
+    form: FormChoice = field(default_factory=FormChoice)
+    own_paths: bool | None = None
     training: Training = field(default_factory=recommended)
 
     def job(self) -> Job:
         found = build(self.problem)
-        target = target_of(found)
-        return Job(target, target.posterior(self.form.build()), self.training)
+        target, plan = target_of(found), self.training
+        form = form_of(found) if self.form.kind == "auto" else self.form
+        if many_dimensions(found) if self.own_paths is None else self.own_paths:
+            plan = on_own_paths(plan)
+        return Job(target, target.posterior(form.build()), plan)
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         figures = judge(build(self.problem), job.posterior.chain).to_dict()

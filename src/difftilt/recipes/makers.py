@@ -59,22 +59,24 @@ def unchanged(value: Recommended) -> Recommended:
     return value
 
 
-def trained(change: Change = unchanged, form: FormChange = unchanged) -> Maker:
-    """The recommended training, its plan and its form changed."""
-    return lambda setting: train_chain(setting, change, form)
+def trained(change: Change = unchanged, form: FormChange = unchanged) -> Callable[[Setting], Chain]:
+    """The recommended training, its plan and its form changed; its moving average samples."""
+
+    def make(setting: Setting) -> Chain:
+        torch.manual_seed(setting.plan.seed)
+        posterior = setting.target.posterior(form(setting.form))
+        state = setting.target.state(posterior, change(setting.plan))
+        for _ in train(state, None):
+            pass
+        state.use_average()
+        return posterior.chain
+
+    return make
 
 
-def train_chain(
-    setting: Setting, change: Change = unchanged, form: FormChange = unchanged
-) -> Chain:
-    """Train a posterior; its moving average is what samples."""
-    torch.manual_seed(setting.plan.seed)
-    posterior = setting.target.posterior(form(setting.form))
-    state = setting.target.state(posterior, change(setting.plan))
-    for _ in train(state, None):
-        pass
-    state.use_average()
-    return posterior.chain
+def on_own_paths(plan: Training) -> Training:
+    """The plan without a warm start, on the posterior's own paths alone."""
+    return replace(plan, warm_start=0.0, behaviour=ON_POLICY)
 
 
 def with_objective(objective: Objective) -> Change:
@@ -112,3 +114,8 @@ def populated(population: Callable[[int, Target], Population], calls_per_step: i
         return setting.target.population(population(particles, setting.target))
 
     return make
+
+
+def corrected(population: Population, trainer: Callable[[Setting], Chain]) -> Maker:
+    """A population whose particles are moved by a trained posterior."""
+    return lambda setting: setting.target.population(population, trainer(setting))

@@ -28,7 +28,9 @@ from difftilt.recipes.makers import (
     Sampler,
     Setting,
     by_itself,
+    corrected,
     guided,
+    on_own_paths,
     populated,
     prior_alone,
     trained,
@@ -36,7 +38,7 @@ from difftilt.recipes.makers import (
 )
 from difftilt.smc.methods import SVDD, TDS, BestOfN, FKSteering, ImportanceResampling
 from difftilt.smc.population import Population
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
+from difftilt.training.plan import RTB, BehaviourWeights, Optimisation
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,6 @@ def _cold(behaviour: BehaviourWeights) -> Maker:
     return trained(lambda plan: replace(plan, warm_start=0.0, behaviour=behaviour))
 
 
-def _own_paths(plan: Training) -> Training:
-    return replace(plan, warm_start=0.0, behaviour=ON_POLICY)
-
-
 def _pseudoinverse(setting: Setting) -> Sampler:
     if setting.likelihood is None:
         name = setting.target.prior.source
@@ -115,7 +113,7 @@ def _ablations() -> dict[str, Method]:
             "no warm start; half of the paths are the prior's",
             _cold(replace(ON_POLICY, on_policy=0.5, prior=0.5)),
         ),
-        "rtb_on_policy": ("on-policy paths alone, no warm start", _cold(ON_POLICY)),
+        "rtb_on_policy": ("on-policy paths alone, no warm start", trained(on_own_paths)),
         "rtb_adam": (
             "the recipe with Adam for every parameter",
             trained(lambda plan: replace(plan, optimisation=Optimisation())),
@@ -130,10 +128,17 @@ def _ablations() -> dict[str, Method]:
 
 def _trained_methods() -> dict[str, Method]:
     return {
-        "rtb": Method("RTB: mixture kernel K = 4, pooled warm start, Muon", trained()),
+        "rtb": Method(
+            "RTB: mixtures and a pooled warm start; in many dimensions Gaussians, own paths",
+            trained(),
+        ),
         "rtb_gaussian": Method(
             "RTB on its own paths, one Gaussian per step (targets of one mode)",
-            trained(_own_paths, _gaussian),
+            trained(on_own_paths, _gaussian),
+        ),
+        "rtb_smc": Method(
+            "RTB's posterior moves 16 particles, twisted by rewards of clean predictions",
+            corrected(TDS(16), trained()),
         ),
         "weighted_likelihood": Method(
             "the warm start's objective for the whole time",
@@ -201,6 +206,10 @@ def _pathwise_methods() -> dict[str, Method]:
     return {
         "kl_control": Method(
             "KL control by back-propagation (CTRL)", by_itself(KLControl(), _gaussian)
+        ),
+        "kl_control_path": Method(
+            "KL control without the score, whose noise stays at the optimum",
+            by_itself(KLControl(path_derivative=True), _gaussian),
         ),
         "align_prop": Method(
             "AlignProp: the reward alone, randomly truncated",
