@@ -32,7 +32,7 @@ DEFAULT_CALLS = 5_000_000
 
 PERCEPTRON = FormChoice("perceptron", components=4, width=96)
 MANY_DIMENSIONS = 8
-STATES_PER_UPDATE = 10_240
+VERY_MANY_DIMENSIONS = 33
 POOL_FRESH = {"rare_corner": 128}
 """Paths added to the pool per update where calls are counted; 32 for the other problems."""
 
@@ -68,12 +68,14 @@ class Effort:
 
 
 def form_of(problem: ExactProblem) -> FormChoice:
-    """A mixture in a few dimensions; one Gaussian per step, and linear maps, in many."""
-    if not many_dimensions(problem):
+    """A mixture in a few dimensions, one Gaussian per step in many, linear maps in very many."""
+    if dimensions(problem) < MANY_DIMENSIONS:
         return PERCEPTRON
+    gaussian = replace(PERCEPTRON, components=1)
+    if dimensions(problem) < VERY_MANY_DIMENSIONS:
+        return gaussian
     # Sines of each coordinate would be most of the network's inputs.
-    frequencies = PERCEPTRON.frequencies if _dimensions(problem) <= 32 else 0
-    return replace(PERCEPTRON, components=1, linear=True, frequencies=frequencies)
+    return replace(gaussian, linear=True, frequencies=0)
 
 
 def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
@@ -83,10 +85,12 @@ def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
     weight, and the posterior's own paths lead there instead.
     """
     plan = replace(recommended(effort.seconds, seed), network_calls=effort.network_calls)
-    if many_dimensions(problem):
-        # Of long chains fewer paths: an update sees about as many states as of short ones.
-        batch = max(32, min(plan.batch, STATES_PER_UPDATE // problem.chain.steps))
-        return on_own_paths(replace(plan, batch=batch))
+    if dimensions(problem) >= VERY_MANY_DIMENSIONS:
+        # Chains are long, and there is far to go in few updates.
+        optimisation = replace(plan.optimisation, learning_rate=3e-3)
+        return on_own_paths(replace(plan, batch=32, optimisation=optimisation))
+    if dimensions(problem) >= MANY_DIMENSIONS:
+        return on_own_paths(plan)
     if effort.seconds is None:
         # Where calls are counted, rollouts for the pool are what they are spent on.
         fresh = POOL_FRESH.get(problem.name, 32)
@@ -101,12 +105,8 @@ def setting_of(problem: ExactProblem, effort: Effort, seed: int) -> Setting:
     return Setting(target, form_of(problem).build(), plan, calls, DRAWS, problem.likelihood)
 
 
-def many_dimensions(problem: ExactProblem) -> bool:
-    """Whether a problem has too many dimensions for pools and mixtures."""
-    return _dimensions(problem) >= MANY_DIMENSIONS
-
-
-def _dimensions(problem: ExactProblem) -> int:
+def dimensions(problem: ExactProblem) -> int:
+    """Numbers in one sample."""
     return math.prod(problem.chain.event_shape)
 
 
@@ -133,7 +133,8 @@ class Exact(Recipe):
         found = build(self.problem)
         target, plan = target_of(found), self.training
         form = form_of(found) if self.form.kind == "auto" else self.form
-        if many_dimensions(found) if self.own_paths is None else self.own_paths:
+        many = dimensions(found) >= MANY_DIMENSIONS
+        if many if self.own_paths is None else self.own_paths:
             plan = on_own_paths(plan)
         return Job(target, target.posterior(form.build()), plan)
 

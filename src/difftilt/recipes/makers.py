@@ -21,7 +21,7 @@ from difftilt.posteriors import Target
 from difftilt.rewards import GaussianLikelihood
 from difftilt.smc.population import Population
 from difftilt.training.loop import train
-from difftilt.training.plan import BehaviourWeights, Optimisation, Training, suited
+from difftilt.training.plan import BehaviourWeights, Training, suited
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,11 @@ def by_itself(objective: Objective, form: FormChange = unchanged) -> Maker:
 
     def change(plan: Training) -> Training:
         own = replace(plan, **{"warm_start": 0.0, **suited(objective)}, objective=objective)
+        if not objective.on_policy:
+            return own
         # Gradients of a policy are too noisy for Muon's steps of fixed size.
-        return replace(own, optimisation=Optimisation()) if objective.on_policy else own
+        adam = replace(plan.optimisation, hidden_learning_rate=0.0)
+        return replace(own, optimisation=adam)
 
     return trained(change, form)
 
