@@ -25,11 +25,11 @@ def test_few_dimensions_get_a_mixture_and_a_pool():
 def test_many_dimensions_get_a_gaussian_and_their_own_paths():
     problem = build(MANY)
     plan = plan_of(problem, Effort(seconds=5.0))
-    assert form_of(problem).components == 1 and not form_of(problem).linear
+    assert form_of(problem).components == 1 and form_of(problem).linear
     assert plan == replace(recommended(5.0), warm_start=0.0, behaviour=OWN)
 
 
-def test_very_many_dimensions_get_linear_maps_and_small_batches():
+def test_very_many_dimensions_get_no_sines_and_small_batches():
     problem = linear_gaussian(40, steps=3)
     form, plan = form_of(problem), plan_of(problem, Effort(seconds=5.0))
     assert form.components == 1 and form.linear and form.frequencies == 0
@@ -55,5 +55,6 @@ def test_a_recipe_follows_the_problem_unless_it_is_told_otherwise(name: str):
     assert (told.training.behaviour == OWN) != many
     kernel, own = job.posterior.chain.kernel, told.posterior.chain.kernel
     assert isinstance(kernel, VectorKernel) and isinstance(own, VectorKernel)
+    assert (kernel.linear is not None) == many and own.linear is None
     assert kernel.components == (1 if many else 4)
     assert own.network.first.out_features == 16

@@ -68,14 +68,12 @@ class Effort:
 
 
 def form_of(problem: ExactProblem) -> FormChoice:
-    """A mixture in a few dimensions, one Gaussian per step in many, linear maps in very many."""
+    """A mixture in a few dimensions; one Gaussian per step with a linear map in many."""
     if dimensions(problem) < MANY_DIMENSIONS:
         return PERCEPTRON
-    gaussian = replace(PERCEPTRON, components=1)
-    if dimensions(problem) < VERY_MANY_DIMENSIONS:
-        return gaussian
-    # Sines of each coordinate would be most of the network's inputs.
-    return replace(gaussian, linear=True, frequencies=0)
+    # In very many, sines of each coordinate would be most of the network's inputs.
+    frequencies = PERCEPTRON.frequencies if dimensions(problem) < VERY_MANY_DIMENSIONS else 0
+    return replace(PERCEPTRON, components=1, linear=True, frequencies=frequencies)
 
 
 def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
