@@ -10,7 +10,12 @@ from difftilt.chains import Chain, InitialTilt, Kernel
 from difftilt.denoisers import Denoiser, Level, NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion, ancestral_tables
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel, DriftKernel, VectorKernel, full_copy
+from difftilt.kernels import (
+    DenoiserKernel,
+    DriftKernel,
+    VectorKernel,
+    full_copy,
+)
 from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise, StreamNoise
 from difftilt.rollouts import rollout
@@ -58,6 +63,7 @@ def prior(learned_range: bool = False) -> Chain:
 
 FORMS: dict[str, Callable[[Chain], Kernel]] = {
     "shift": lambda chain: VectorKernel(SHAPE, STEPS),
+    "shift and linear map": lambda chain: VectorKernel(SHAPE, STEPS, size=Size(linear=True)),
     "shift and variance": lambda chain: VectorKernel(SHAPE, STEPS, learned_variance=True),
     "copy": full_copy,
     "copy and variance": lambda chain: full_copy(chain, learned_variance=True),

@@ -7,10 +7,10 @@ from difftilt.benches import Exact, Labels, exact, labels
 from difftilt.chains import Chain
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.recipes.exact import build
-from difftilt.recipes.methods import Bench, Effort, Systems, default_methods, methods
+from difftilt.recipes.exact import Effort, build, setting_of
+from difftilt.recipes.exact_bench import Bench
+from difftilt.recipes.methods import default_methods, methods
 from difftilt.rollouts import rollout
-from difftilt.sampling import Tilted
 
 CALLS = 30_000
 
@@ -29,7 +29,7 @@ def test_both_kinds_are_on_the_table():
 def test_every_method_makes_a_sampler_with_finite_weights(name: str):
     problem = build("linear_gaussian_d2")
     before = problem.chain.calls.total
-    made = methods()[name].make(problem, Effort(CALLS), 0)
+    made = methods()[name].make(setting_of(problem, Effort(CALLS), 0))
     # One update overshoots: 512 paths of 20 steps, several networks, perhaps many landings.
     assert problem.chain.calls.total - before < CALLS + 500_000
     noise = GeneratorNoise(torch.Generator().manual_seed(0))
@@ -39,11 +39,9 @@ def test_every_method_makes_a_sampler_with_finite_weights(name: str):
         log_w = problem.log_reward(path.x_0) - path.log_ratio
         assert bool(log_w.isfinite().all())
     else:
-        assert isinstance(made, Systems)
-        goal = Tilted(lambda x_0, condition: problem.log_reward(x_0))
-        ends = made.population.draw(made.chain, goal, 8, noise)
-        assert ends.x_0.shape == (8, 2)
-        assert ends.log_z is None or bool(ends.log_z.isfinite().all())
+        drawn = made.draw(8)
+        assert drawn.x_0.shape == (8, 2)
+        assert drawn.log_w is None or bool(drawn.log_w.isfinite().all())
 
 
 def test_a_method_that_does_not_fit_a_problem_is_left_out_with_its_reason(capsys):
@@ -61,7 +59,7 @@ def test_an_unknown_method_is_named_before_anything_runs():
 
 def test_a_method_without_weights_has_a_row(tmp_path, monkeypatch):
     """Best of n has no ESS and no log Z; the table, the talk and the figure bear it."""
-    monkeypatch.setattr("difftilt.recipes.methods.SYSTEMS_JUDGED", 1000)
+    monkeypatch.setattr("difftilt.recipes.exact_bench.SYSTEMS_JUDGED", 1000)
     options = Exact(
         problem=("linear_gaussian_d2",),
         method=("best_of_n", "importance_resampling"),

@@ -13,10 +13,11 @@ import tyro
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.pathwise import KLControl
 from difftilt.recipes.controls import controls_plan, two_controls
-from difftilt.recipes.exact import check_name
+from difftilt.recipes.exact import Effort, check_name
+from difftilt.recipes.exact_bench import Bench
 from difftilt.recipes.image_methods import ImageBench, image_methods
 from difftilt.recipes.infill_methods import TextBench, text_methods
-from difftilt.recipes.methods import Bench, Effort, default_methods
+from difftilt.recipes.methods import default_methods
 from difftilt.recipes.text_sets import DataName
 from difftilt.report.comparison import compared, draw_comparison
 from difftilt.report.tables import Column

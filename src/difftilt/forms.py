@@ -89,6 +89,7 @@ class Perceptron:
         depth: hidden layers.
         frequencies: Fourier features of the prior's prediction, per dimension.
         labels: number of values of each label of the condition, (B, K) integers; empty for none.
+        linear: also a linear map of each step, from the state and the prediction to the shift.
     """
 
     components: int = 4
@@ -97,6 +98,7 @@ class Perceptron:
     depth: int = 3
     frequencies: int = 8
     labels: tuple[int, ...] = ()
+    linear: bool = False
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
@@ -105,7 +107,7 @@ class Perceptron:
             chain.gaussian.steps,
             self.components,
             self.learned_variance,
-            Size(self.width, self.depth, self.frequencies),
+            Size(self.width, self.depth, self.frequencies, self.linear),
             self.labels,
         )
 

@@ -23,7 +23,7 @@ from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.models.labels import label_code
-from difftilt.models.mlp import Size, StepMLP
+from difftilt.models.mlp import Size, StepLinear, StepMLP
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
 
 DEFAULT_SIZE = Size()
@@ -71,6 +71,7 @@ class VectorKernel(Kernel):
             mask_groups=components,
             extra=sum(self.labels),
         )
+        self.linear = StepLinear(self.dimension, self.dimension, steps) if size.linear else None
         embedding = slice(2 * self.dimension, 2 * self.dimension + sum(self.labels))
         nn.init.zeros_(self.network.first.weight[:, embedding].detach())
 
@@ -83,19 +84,18 @@ class VectorKernel(Kernel):
     ) -> Tilt:
         code = label_code(condition, self.labels, x) if self.labels else None
         output = self.network(x, prediction, n, code)
-        if self.components == 1:
-            return self._gaussian(output)
-        d, shape = self.dimension, (len(x), self.components, *self.event_shape)
+        shape = (len(x), self.components, *self.event_shape)
         grouped = output.reshape(len(x), self.components, -1)
-        delta, log_scale, logits = grouped.split([d, d, 1], 2)
-        return MixtureTilt(delta.reshape(shape), log_scale.reshape(shape), logits.squeeze(2))
-
-    def _gaussian(self, output: Tensor) -> GaussianTilt:
-        shape = (len(output), *self.event_shape)
-        delta = output[:, : self.dimension].reshape(shape)
+        delta, scale, logits = grouped.tensor_split([self.dimension, 2 * self.dimension], 2)
+        if self.linear is not None:
+            delta = delta + self.linear(x, prediction, n)[:, None]
+        delta = delta.reshape(shape)
         if not self.learned_variance:
-            return GaussianTilt(delta)
-        return GaussianTilt(delta, output[:, self.dimension :].reshape(shape))
+            return GaussianTilt(delta[:, 0])
+        log_scale = scale.reshape(shape)
+        if self.components == 1:
+            return GaussianTilt(delta[:, 0], log_scale[:, 0])
+        return MixtureTilt(delta, log_scale, logits.squeeze(2))
 
 
 class DenoiserKernel(Kernel):

@@ -52,6 +52,21 @@ def paths(values: list[float]) -> Path:
     return Path(states, states[1:].clone())
 
 
+@pytest.mark.parametrize(("memory", "expected"), [(None, 7), (10**6, 7), (100, 5), (3, 1)])
+def test_long_paths_lower_the_capacity(memory: int | None, expected: int):
+    """Three states and two predictions of four bytes: 20 bytes a path."""
+    pool = PathPool(7, memory)
+    for first in map(float, range(0, 12, 2)):
+        pool.add(
+            paths([first, first + 1.0]), torch.tensor([first, first + 1.0]), torch.zeros(2), 1.0
+        )
+    assert len(pool) == pool.capacity == expected
+    assert pool.log_r.sort().values.tolist() == list(range(12 - expected, 12))
+    again = PathPool(7, memory)
+    again.load(pool.state())
+    assert again.capacity == expected
+
+
 def test_the_oldest_paths_leave():
     pool = PathPool(3)
     for first in (0.0, 2.0):

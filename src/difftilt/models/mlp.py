@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+KNOTS = 20
+
 
 @dataclass(frozen=True)
 class Size:
@@ -19,11 +21,13 @@ class Size:
         depth: hidden layers.
         frequencies: sines and cosines of the clean prediction per dimension, at ``k π / 4``
             for k = 1 ... frequencies (unit-variance data spans a few units); 0 for none.
+        linear: a ``StepLinear`` beside it, for what is linear in many dimensions.
     """
 
     width: int = 96
     depth: int = 3
     frequencies: int = 8
+    linear: bool = False
 
 
 class StepMLP(nn.Module):
@@ -91,3 +95,59 @@ class StepMLP(nn.Module):
 
     def _embedding(self, n: int | Int[Tensor, " B"]) -> Tensor:
         return self.step.weight[n] if isinstance(n, int) else self.step(n)
+
+
+class StepLinear(nn.Module):
+    """``(x_n, clean prediction, n) -> W_n (x_n, prediction, 1)``, zero at the start.
+
+    Each step has its own map, interpolated between those of a few steps where there are many: what
+    neighbours learn serves both. The best shift of a Gaussian target's steps is such a map.
+
+    Arguments:
+        dimension: numbers in one state.
+        outputs: numbers in one output.
+        steps: N.
+        knots: steps with a map of their own, at least 2; with N or more, all.
+    """
+
+    low: Tensor
+    share: Tensor
+
+    def __init__(self, dimension: int, outputs: int, steps: int, knots: int = KNOTS) -> None:
+        super().__init__()
+        places = _places(steps, knots)
+        n = torch.arange(steps + 1).clamp(min=1)
+        low = (torch.searchsorted(places, n, right=True) - 1).clamp(max=max(0, len(places) - 2))
+        high = (low + 1).clamp(max=len(places) - 1)
+        gap = (places[high] - places[low]).clamp(min=1)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("share", (n - places[low]) / gap, persistent=False)
+        self.maps = nn.Parameter(torch.zeros(len(places), outputs, 2 * dimension + 1))
+
+    def forward(
+        self, x: Float[Tensor, "B ..."], prediction: Tensor, n: int | Int[Tensor, " B"]
+    ) -> Float[Tensor, "B outputs"]:
+        one = x.new_ones(1).expand(len(x), 1)
+        features = torch.cat([x.flatten(1), prediction.flatten(1), one], 1)
+        if isinstance(n, int):
+            return (self._map(n) @ features.T).T
+        order = n.argsort(stable=True)
+        counts = torch.bincount(n).tolist()
+        parts = features[order].split(counts)
+        found = [self._map(k) @ part.T for k, part in enumerate(parts) if len(part)]
+        # The batch last in memory, as in ``StepMLP``.
+        return torch.cat(found, 1)[:, order.argsort()].T
+
+    def _map(self, n: int) -> Float[Tensor, "outputs inputs"]:
+        low, share = int(self.low[n]), float(self.share[n])
+        if share == 0:
+            return self.maps[low]
+        return torch.lerp(self.maps[low], self.maps[low + 1], share)
+
+
+def _places(steps: int, knots: int) -> Tensor:
+    """Steps with a map of their own; the first, whose variance is often set by hand, is one."""
+    if knots >= steps:
+        return torch.arange(1, steps + 1)
+    rest = torch.linspace(2, steps, knots - 1).round().long()
+    return torch.cat([torch.ones(1, dtype=torch.long), rest])

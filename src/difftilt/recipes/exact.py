@@ -1,17 +1,20 @@
 """Problems whose answer is known, and the training recommended for them."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from difftilt.errors import InputError
 from difftilt.posteriors import Prior, Target
 from difftilt.recipes.base import Drawn, Job, Recipe
 from difftilt.recipes.form import FormChoice
+from difftilt.recipes.makers import Setting, on_own_paths
+from difftilt.recipes.tokens import recommended_tokens, tokens_form, tokens_sources
 from difftilt.tasks.exact import problems
 from difftilt.tasks.exact.base import ExactProblem
-from difftilt.tasks.exact.judge import judge
+from difftilt.tasks.exact.judge import DRAWS, judge
 from difftilt.tasks.tokens import TokenProblem, token_problems
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
+from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 
 FIGURES = {
     "log_z_error": "error of the importance log Z, nats",
@@ -27,7 +30,13 @@ FIGURES = {
     "c2st": "accuracy of a two-sample classifier",
 }
 
+DEFAULT_CALLS = 5_000_000
+
 PERCEPTRON = FormChoice("perceptron", components=4, width=96)
+MANY_DIMENSIONS = 8
+VERY_MANY_DIMENSIONS = 33
+POOL_FRESH = {"rare_corner": 128}
+"""Paths added to the pool per update where calls are counted; 32 for the other problems."""
 
 
 def recommended(seconds: float | None = 60.0, seed: int = 0) -> Training:
@@ -47,19 +56,83 @@ def recommended(seconds: float | None = 60.0, seed: int = 0) -> Training:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What a method may spend.
+
+    Arguments:
+        network_calls: states that networks see, in training or, for what is not trained, while
+            50,000 samples are drawn; None for no such limit.
+        seconds: of training; None for no such limit.
+    """
+
+    network_calls: int | None = None
+    seconds: float | None = None
+
+
+def form_of(problem: ExactProblem) -> FormChoice:
+    """A mixture in a few dimensions; one Gaussian per step with a linear map in many."""
+    if dimensions(problem) < MANY_DIMENSIONS:
+        return PERCEPTRON
+    # In very many, sines of each coordinate would be most of the network's inputs.
+    frequencies = PERCEPTRON.frequencies if dimensions(problem) < VERY_MANY_DIMENSIONS else 0
+    return replace(PERCEPTRON, components=1, linear=True, frequencies=frequencies)
+
+
+def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
+    """The training of a problem within a budget.
+
+    A pool of prior paths covers a posterior of a few dimensions; in many hardly any of them has
+    weight, and the posterior's own paths lead there instead.
+    """
+    plan = replace(recommended(effort.seconds, seed), network_calls=effort.network_calls)
+    if dimensions(problem) >= VERY_MANY_DIMENSIONS:
+        # Chains are long, and there is far to go in few updates.
+        optimisation = replace(plan.optimisation, learning_rate=3e-3)
+        return on_own_paths(replace(plan, batch=32, optimisation=optimisation))
+    if dimensions(problem) >= MANY_DIMENSIONS:
+        return on_own_paths(plan)
+    if effort.seconds is None:
+        # Where calls are counted, rollouts for the pool are what they are spent on.
+        fresh = POOL_FRESH.get(problem.name, 32)
+        return replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=fresh))
+    return plan
+
+
+def setting_of(problem: ExactProblem, effort: Effort, seed: int) -> Setting:
+    """What the bench gives every method on a problem."""
+    calls = DEFAULT_CALLS if effort.network_calls is None else effort.network_calls
+    target = target_of(problem)
+    if isinstance(problem, TokenProblem):
+        plan = recommended_tokens(problem, effort.seconds, seed)
+        plan = replace(plan, network_calls=effort.network_calls)
+        sources = tokens_sources(problem)
+        return Setting(target, tokens_form(problem), plan, calls, DRAWS, sources=sources)
+    plan = plan_of(problem, effort, seed)
+    return Setting(target, form_of(problem).build(), plan, calls, DRAWS, problem.likelihood)
+
+
+def dimensions(problem: ExactProblem) -> int:
+    """Numbers in one sample."""
+    return math.prod(problem.chain.event_shape)
+
+
+@dataclass(frozen=True)
 class Exact(Recipe):
     """A problem with a known answer (difftilt list problems).
 
     Arguments:
         problem: its name.
-        form: what carries the posterior.
+        form: what carries the posterior; "auto": by the number of dimensions.
+        own_paths: train on the posterior's own paths alone, from the start; None: in 8 dimensions
+            or more.
         training: the plan.
     """
 
     problem: str = "gmm9of25"
     samples: int = 2048
     certificate_paths: int = 20_000
-    form: FormChoice = field(default_factory=lambda: PERCEPTRON)
+    form: FormChoice = field(default_factory=FormChoice)
+    own_paths: bool | None = None
     training: Training = field(default_factory=recommended)
 
     def job(self) -> Job:
@@ -69,14 +142,28 @@ class Exact(Recipe):
                 f"{self.problem} is a problem of tokens, which this recipe's perceptron cannot "
                 f"carry; use: difftilt bench exact --problem {self.problem} --method rtb"
             )
-        target = target_of(found)
-        return Job(target, target.posterior(self.form.build()), self.training)
+        target, plan = target_of(found), self.training
+        form = form_of(found) if self.form.kind == "auto" else self.form
+        many = dimensions(found) >= MANY_DIMENSIONS
+        if many if self.own_paths is None else self.own_paths:
+            plan = on_own_paths(plan)
+        return Job(target, target.posterior(form.build()), plan)
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         figures = judge(build(self.problem), job.posterior.chain).to_dict()
         blank = {"prior": None, "corrected": None, "truth": None, "note": ""}
         rows = [{**blank, "name": FIGURES[k], "posterior": v} for k, v in figures.items()]
         return {"title": f"Against the exact answer of {self.problem}", "rows": rows, "notes": []}
+
+
+def build(name: str) -> ExactProblem:
+    """An exact problem by name.
+
+    Raises:
+        InputError: unknown name.
+    """
+    check_name(name)
+    return {**problems(), **token_problems()}[name]()
 
 
 def problem_names() -> list[str]:
@@ -93,16 +180,6 @@ def check_name(name: str) -> None:
     known = problem_names()
     if name not in known:
         raise InputError(f"unknown problem {name!r}; choose one of {', '.join(known)}")
-
-
-def build(name: str) -> ExactProblem:
-    """An exact problem by name.
-
-    Raises:
-        InputError: unknown name.
-    """
-    check_name(name)
-    return {**problems(), **token_problems()}[name]()
 
 
 def target_of(problem: ExactProblem) -> Target:

@@ -20,6 +20,7 @@ class FormChoice:
         learned_variance: learn the variance too.
         width: of a perceptron.
         frequencies: Fourier features of a perceptron.
+        linear: a perceptron's linear map of each step beside it.
         shrink: a drift net has the prior's channels divided by this.
     """
 
@@ -30,6 +31,7 @@ class FormChoice:
     learned_variance: bool = True
     width: int = 96
     frequencies: int = 8
+    linear: bool = False
     shrink: int = 2
 
     def build(self) -> Form | None:
@@ -42,7 +44,11 @@ class FormChoice:
             return DriftNet(self.shrink)
         if self.kind == "perceptron":
             return Perceptron(
-                self.components, self.learned_variance, self.width, frequencies=self.frequencies
+                self.components,
+                self.learned_variance,
+                self.width,
+                frequencies=self.frequencies,
+                linear=self.linear,
             )
         if self.kind == "value_guided":
             return ValueGuided(width=self.width, frequencies=self.frequencies)

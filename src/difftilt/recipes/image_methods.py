@@ -7,7 +7,7 @@ distance are in the features of the held-out classifier, which no training has s
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,16 +18,22 @@ from torch import Tensor
 from difftilt.chains import Chain
 from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
 from difftilt.errors import InputError
-from difftilt.guidance.base import Guidance
 from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.objectives.policy import DDPO, DPOK
-from difftilt.populations import PopulationSampler
 from difftilt.posteriors import Posterior, Target, load
 from difftilt.recipes.fashion import Fashion
+from difftilt.recipes.makers import (
+    ON_POLICY,
+    Maker,
+    Setting,
+    guided,
+    populated,
+    prior_alone,
+    trained,
+)
 from difftilt.rewards import ClassifierReward
 from difftilt.sampling import Samples
 from difftilt.smc.methods import BestOfN, FKSteering
-from difftilt.smc.population import Population
 from difftilt.tasks.images import (
     FASHION_CLASSES,
     diversity,
@@ -36,8 +42,7 @@ from difftilt.tasks.images import (
     frechet_distance,
     load_classifier,
 )
-from difftilt.training.loop import train
-from difftilt.training.plan import BehaviourWeights, Training
+from difftilt.training.plan import Training
 
 STEPS = 20
 TRUTH_DRAWS = 4096
@@ -69,32 +74,16 @@ def image_targets() -> dict[str, ImageTarget]:
     }
 
 
-Sampler = Chain | PopulationSampler
-Maker = Callable[[Target, int, int], Sampler]
-
-
-def _plan(calls: int, seed: int) -> Training:
-    return replace(Fashion().training, network_calls=calls, seed=seed)
-
-
-def _trained(change: Callable[[Training], Training] = lambda plan: plan) -> Maker:
-    def make(target: Target, calls: int, seed: int) -> Chain:
-        torch.manual_seed(seed)
-        posterior = target.posterior(Fashion().form.build())
-        state = target.state(posterior, change(_plan(calls, seed)))
-        for _ in train(state, None):
-            pass
-        state.use_average()
-        return posterior.chain
-
-    return make
+def setting_of(target: Target, calls: int, seed: int) -> Setting:
+    """What the vision table gives every method on a target."""
+    plan = replace(Fashion().training, network_calls=calls, seed=seed)
+    return Setting(target, Fashion().form.build(), plan, calls, SAMPLES)
 
 
 def _on_policy(plan: Training) -> Training:
-    behaviour = BehaviourWeights(on_policy=1.0, pool=0.0)
     optimisation = replace(plan.optimisation, learning_rate=1e-4, balance_scale=1.0)
     return replace(
-        plan, warm_start=0.0, behaviour=behaviour, subset=None, optimisation=optimisation
+        plan, warm_start=0.0, behaviour=ON_POLICY, subset=None, optimisation=optimisation
     )
 
 
@@ -106,32 +95,18 @@ def _dpok(plan: Training) -> Training:
     return replace(_on_policy(plan), objective=DPOK())
 
 
-def _guided(guidance: Guidance) -> Maker:
-    return lambda target, calls, seed: target.guided(guidance).chain
-
-
-def _populated(population: Callable[[int], Population]) -> Maker:
-    """As many particles as the budget of a training allows for ``SAMPLES`` samples."""
-
-    def make(target: Target, calls: int, seed: int) -> Sampler:
-        particles = max(2, round(calls / (SAMPLES * target.prior.chain.steps)))
-        return target.population(population(particles))
-
-    return make
-
-
 def image_methods() -> dict[str, Maker]:
     """The vision table's methods by name."""
     return {
-        "rtb": _trained(),
-        "reward_weighted": _trained(lambda plan: replace(plan, warm_start=1.0)),
-        "ddpo": _trained(_ddpo),
-        "dpok": _trained(_dpok),
-        "dps": _guided(DPS()),
-        "lgdmc": _guided(LGDMC(4)),
-        "fk_steering": _populated(lambda k: FKSteering(k, every=4)),
-        "best_of_n": _populated(BestOfN),
-        "importance": lambda target, calls, seed: target.prior.chain,
+        "rtb": trained(),
+        "reward_weighted": trained(lambda plan: replace(plan, warm_start=1.0)),
+        "ddpo": trained(_ddpo),
+        "dpok": trained(_dpok),
+        "dps": guided(DPS()),
+        "lgdmc": guided(LGDMC(4)),
+        "fk_steering": populated(lambda k, target: FKSteering(k, every=4)),
+        "best_of_n": populated(lambda k, target: BestOfN(k)),
+        "importance": prior_alone,
     }
 
 
@@ -199,7 +174,7 @@ def image_row(run: ImageRun, truth: "ImageTruth") -> dict[str, Any]:
     target = build_target(run.target)
     before = _peak()
     start = time.perf_counter()
-    sampler = image_methods()[run.method](target, run.calls, run.seed)
+    sampler = image_methods()[run.method](setting_of(target, run.calls, run.seed))
     trained, spent = time.perf_counter() - start, target.prior.chain.calls.total
     made = Posterior(target, sampler) if isinstance(sampler, Chain) else sampler
     drawn = made.draw(run.samples, run.seed + 1)

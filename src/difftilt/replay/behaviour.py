@@ -138,6 +138,7 @@ class Pooled(Behaviour):
         fresh: paths added per draw once the pool is full (every 8 draws); 0 keeps the first.
         prior_share: share of prior paths among the added ones, in (0, 1].
         effective: effective sample size, as a share of the pool, that the tempering keeps.
+        memory: bytes that the pool may take, or None.
     """
 
     def __init__(
@@ -146,10 +147,11 @@ class Pooled(Behaviour):
         fresh: int = 256,
         prior_share: float = 0.5,
         effective: float = 0.2,
+        memory: int | None = None,
     ) -> None:
         if not 0 < prior_share <= 1:
             raise InputError(f"prior_share must lie in (0, 1], got {prior_share}")
-        self.pool = PathPool(capacity)
+        self.pool = PathPool(capacity, memory)
         self.fresh = fresh
         self.prior_share = prior_share
         self.effective = effective

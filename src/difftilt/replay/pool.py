@@ -86,10 +86,13 @@ class PathPool:
 
     Arguments:
         capacity: number of paths kept; the oldest leave first.
+        memory: bytes that their states and predictions may take; long paths of many dimensions
+            lower the capacity, to one path at least. None for no limit.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, memory: int | None = None) -> None:
         self.capacity = capacity
+        self.memory = memory
         self.path: Path | None = None
         self.log_r = torch.zeros(0)
         self.log_proposal = torch.zeros(0)
@@ -117,12 +120,21 @@ class PathPool:
         log_proposal = log_proposal.to(log_r)
         bare = Path(path.states, path.predictions, None, path.condition)
         self._groups = None
+        self._limit(bare)
         room = min(len(log_r), self.capacity - len(self))
         if room:
             self._append(bare.select(torch.arange(room)), log_r[:room], log_proposal[:room])
         if room < len(log_r):
             kept = torch.arange(room, len(log_r))[-self.capacity :]
             self._overwrite(bare.select(kept), log_r[kept], log_proposal[kept])
+
+    def _limit(self, path: Path) -> None:
+        """Lower the capacity to what the memory holds of such paths."""
+        if self.memory is None:
+            return
+        kept = [path.states] if path.predictions is None else [path.states, path.predictions]
+        each = sum(tensor.nbytes for tensor in kept) // path.batch
+        self.capacity = max(1, min(self.capacity, self.memory // each))
 
     def _append(self, path: Path, log_r: Tensor, log_proposal: Tensor) -> None:
         self.path = path if self.path is None else Path.joined([self.path, path])
@@ -187,3 +199,4 @@ class PathPool:
         self._groups = None
         self.oldest = int(state["oldest"])
         self.path = Path(state["states"], state.get("predictions"), None, state.get("condition"))
+        self._limit(self.path)

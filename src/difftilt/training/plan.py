@@ -66,7 +66,8 @@ class Replaying:
     Arguments:
         capacity: ends in the replay buffer.
         priority: "uniform", or by rank of "reward" or of the last absolute "residual".
-        pool_capacity: paths in the pool.
+        pool_capacity: paths in the pool, at most.
+        pool_memory: bytes of their states and predictions, at most.
         pool_fresh: paths added to a full pool per update.
         pool_prior_share: share of prior paths among them.
         pool_effective: effective sample size, as a share, that tempering keeps in the pool.
@@ -75,6 +76,7 @@ class Replaying:
     capacity: int = 10_000
     priority: Literal["uniform", "reward", "residual"] = "reward"
     pool_capacity: int = 20_000
+    pool_memory: int = 200_000_000
     pool_fresh: int = 128
     pool_prior_share: float = 0.5
     pool_effective: float = 0.2

@@ -234,6 +234,7 @@ class TrainingState:
             keeping.pool_fresh,
             keeping.pool_prior_share,
             keeping.pool_effective,
+            keeping.pool_memory,
         )
         made: dict[str, Behaviour] = {
             "on_policy": OnPolicy(),
