@@ -41,7 +41,7 @@ def _training() -> Training:
         warm_start=0.0,
         chunk=256,
         objective=RTB(residual_clip=6.0),
-        optimisation=Optimisation(learning_rate=3e-4, decay_from=0.4, ema=0.99),
+        optimisation=Optimisation(learning_rate=1.5e-4, decay_from=0.4, ema=0.98),
         behaviour=BehaviourWeights(on_policy=0.75, prior=0.25, pool=0.0),
     )
 
