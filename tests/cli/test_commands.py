@@ -45,6 +45,7 @@ BENCH_KEYS = [
     "energy_distance",
     "energy_p",
     "c2st",
+    "tv",
     "network_calls",
     "reward_calls",
     "seconds",

@@ -28,6 +28,7 @@ FIGURES = {
     "energy_distance": "energy distance to exact samples",
     "energy_p": "its permutation p-value",
     "c2st": "accuracy of a two-sample classifier",
+    "tv": "total variation, exact, where every end can be listed",
 }
 
 DEFAULT_CALLS = 5_000_000
