@@ -44,7 +44,7 @@ def parameters() -> set[str]:
     public = [e for e in exported if not (inspect.isclass(e) and issubclass(e, errors))]
     methods = [
         value
-        for kind in (difftilt.Prior, difftilt.Target, difftilt.Posterior)
+        for kind in (difftilt.Prior, difftilt.Target, difftilt.Posterior, difftilt.TextPrior)
         for value in vars(kind).values()
         if inspect.isfunction(value)
     ]
@@ -59,4 +59,4 @@ def test_options_that_a_guide_names_exist(page: Path):
 
 
 def test_every_guide_shows_code():
-    assert len(GUIDES) == 4 and all(python_blocks(page) for page in GUIDES)
+    assert len(GUIDES) == 5 and all(python_blocks(page) for page in GUIDES)
