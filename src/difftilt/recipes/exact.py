@@ -71,12 +71,16 @@ class Effort:
 
 
 def form_of(problem: ExactProblem) -> FormChoice:
-    """A mixture in a few dimensions; one Gaussian per step with a linear map in many."""
+    """A mixture in a few dimensions; one Gaussian per step in many.
+
+    Under a Gaussian likelihood the best shift is nearly linear in the state, so it starts there.
+    """
     if dimensions(problem) < MANY_DIMENSIONS:
         return PERCEPTRON
+    linear = problem.likelihood is not None
     # In very many, sines of each coordinate would be most of the network's inputs.
     frequencies = PERCEPTRON.frequencies if dimensions(problem) < VERY_MANY_DIMENSIONS else 0
-    return replace(PERCEPTRON, components=1, linear=True, frequencies=frequencies)
+    return replace(PERCEPTRON, components=1, linear=linear, frequencies=frequencies)
 
 
 def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
