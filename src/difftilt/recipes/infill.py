@@ -35,7 +35,7 @@ RESIDUAL_CONTEXTS, RESIDUAL_SAMPLES = 4, 6
 
 def _training() -> Training:
     return Training(
-        steps=200,
+        steps=150,
         batch=64,
         paths_per_condition=16,
         warm_start=0.0,
