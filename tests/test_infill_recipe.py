@@ -1,0 +1,48 @@
+"""The infilling recipe and its table on the shipped story models, at smoke size."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from difftilt.diffusions.masked import GENERATED, completed
+from difftilt.errors import InputError
+from difftilt.recipes.infill import Infill, prompted, residual_spread
+from difftilt.recipes.infill_methods import TextBench, text_methods
+from difftilt.training.steps import training_step
+
+
+def test_given_words_stay_and_the_prior_is_not_shown_the_ending(unchecked):
+    recipe = Infill(contexts=3)
+    job = recipe.job()
+    drawn = replace(job.posterior, chain=job.bound(job.posterior.chain, 6)).draw(6, 0)
+    condition = job.context_of(6)
+    assert condition is not None
+    filled = completed(drawn.x_0, condition)
+    given = condition[:, 1] != GENERATED
+    assert torch.equal(filled[given], condition[:, 0][given])
+    vocab_size = recipe.texts.model.network.vocab_size
+    assert bool((drawn.x_0[condition[:, 1] == 2] == vocab_size).all())
+    lines = recipe.readable(job, drawn)
+    assert len(lines) == 6 and all("[" in line for line in lines)
+
+
+def test_an_update_and_the_residual_of_the_start(unchecked):
+    recipe = Infill(contexts=2)
+    plan = replace(recipe.training, batch=8, paths_per_condition=4, steps=2)
+    job = recipe.job()
+    state = job.target.state(job.posterior, plan, job.sources)
+    metrics = training_step(state)
+    assert metrics.loss > 0 and metrics.log_r < 0
+    assert residual_spread(job, prompted(job), 0, contexts=1, samples=3) > 0
+
+
+def test_the_table_has_a_row_for_each_method():
+    bench = TextBench("stories", ["prior", "prompted"], [0], 1000, 2)
+    prior, shown = bench.rows()
+    assert (prior["method"], shown["method"]) == ("prior", "prompted")
+    assert prior["residual"] is None and shown["residual"] > 0
+    assert 0 <= prior["coherent"] <= 1 and prior["log_r_low"] <= prior["log_r"]
+    with pytest.raises(InputError, match="unknown method"):
+        TextBench("stories", ["nonsense"], [0], 1000, 2)
+    assert {"rtb", "mean_field", "supervised"} <= set(text_methods())
