@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,11 @@ def test_types_are_shipped():
     assert (Path(difftilt.__file__).parent / "py.typed").is_file()
 
 
-def test_star_import_is_the_list():
-    shared: dict = {}
-    exec("from difftilt import *", shared)
-    assert set(shared) - {"__builtins__"} == set(difftilt.__all__)
+def test_star_import_is_the_list(tmp_path: Path):
+    page = tmp_path / "star.py"
+    page.write_text("from difftilt import *\n")
+    public = {name for name in runpy.run_path(str(page)) if not name.startswith("__")}
+    assert public == {name for name in difftilt.__all__ if not name.startswith("__")}
 
 
 def test_every_name_is_what_a_type_checker_is_told():

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,9 @@ OPTION = re.compile(r"\b([a-z]\w+)=")
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_every_python_block_of_a_guide_runs(page: Path, tmp_path, monkeypatch, unchecked):
     monkeypatch.chdir(tmp_path)
-    shared: dict = {}
-    for code in python_blocks(page):
-        exec(compile(code, page.name, "exec"), shared)
-    assert "prior" in shared
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(python_blocks(page)), "utf-8")
+    assert "prior" in runpy.run_path(str(script))
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)

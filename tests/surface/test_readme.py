@@ -1,5 +1,7 @@
 """What the README shows runs as it stands."""
 
+import runpy
+
 import pytest
 import torch
 
@@ -9,16 +11,17 @@ from readme import command_lines, python_blocks, reward_file
 
 def test_every_python_block_runs(tmp_path, monkeypatch, capsys, unchecked):
     monkeypatch.chdir(tmp_path)
-    shared: dict = {}
-    for code in python_blocks():
-        exec(compile(code, "README.md", "exec"), shared)
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(python_blocks()), "utf-8")
+    shared = runpy.run_path(str(script))
     assert shared["x"].shape == shared["exact"].shape == (16, 2)
     assert "log Z" in capsys.readouterr().out
 
 
-def test_the_reward_file_scores_brightness_below_its_bound():
-    shared: dict = {}
-    exec(reward_file(), shared)
+def test_the_reward_file_scores_brightness_below_its_bound(tmp_path):
+    script = tmp_path / "reward.py"
+    script.write_text(reward_file(), "utf-8")
+    shared = runpy.run_path(str(script))
     log_r = shared["log_reward"](torch.full((3, 1, 4, 4), 0.2))
     torch.testing.assert_close(log_r, torch.zeros(3))
     assert (shared["log_reward"](torch.randn(64, 1, 4, 4)) <= 0).all()

@@ -6,7 +6,7 @@ the target and the posterior; ``evaluation`` measures samples when the run is do
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -53,6 +53,10 @@ class Job:
         context = self.context_of(n)
         return chain if context is None else chain.given(context)
 
+    def draw(self, posterior: Posterior, n: int, seed: int) -> Samples:
+        """``n`` samples of a posterior of this target, the contexts in turn."""
+        return replace(posterior, chain=self.bound(posterior.chain, n)).draw(n, seed)
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -97,6 +101,12 @@ class Recipe(ABC):
         """The report's table: title, rows (name, prior, posterior, ...) and notes."""
         rows = [_mean_log_r(drawn)]
         return {"title": "Reward", "rows": rows, "notes": []}
+
+
+def metric_row(name: str, note: str, values: Mapping[str, float]) -> dict[str, Any]:
+    """A row of the report's table: a metric of some of the samplers."""
+    columns = ("prior", "prompted", "posterior", "corrected", "truth")
+    return {"name": name, **{c: values.get(c) for c in columns}, "note": note}
 
 
 def _mean_log_r(drawn: Drawn) -> dict[str, Any]:

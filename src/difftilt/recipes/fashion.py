@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.posteriors import load
-from difftilt.recipes.base import Drawn, Job, Recipe
+from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
 from difftilt.rewards import ClassifierReward
 from difftilt.sampling import Samples
@@ -92,10 +92,10 @@ class Fashion(Recipe):
         assert isinstance(drawn.certificate, Certificate)
         evidence = drawn.certificate.defensive.best
         rows = [
-            _row("share of the class", "by the held-out classifier", shares),
-            _row("diversity", "mean pairwise feature distance", spread),
-            _row("Fréchet distance to the truth", "held-out classifier's features", distance),
-            _row(
+            metric_row("share of the class", "by the held-out classifier", shares),
+            metric_row("diversity", "mean pairwise feature distance", spread),
+            metric_row("Fréchet distance to the truth", "held-out classifier's features", distance),
+            metric_row(
                 "log Z",
                 f"truth: {len(drawn.prior.x_0)} rewards of prior samples; posterior: the "
                 f"certificate, [{evidence.low:.2f}, {evidence.high:.2f}]",
@@ -108,11 +108,6 @@ class Fashion(Recipe):
     def _share(self, judge: torch.nn.Module, x: Tensor) -> float:
         with torch.no_grad():
             return float((judge(x).argmax(1) == self.label).float().mean())
-
-
-def _row(name: str, note: str, values: dict[str, float]) -> dict[str, Any]:
-    columns = ("prior", "posterior", "corrected", "truth")
-    return {"name": name, **{c: values.get(c) for c in columns}, "note": note}
 
 
 def _rejected(prior: Samples, beta: float, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from difftilt.diffusions.masked import GENERATED, MaskedDiffusion, completed
 from difftilt.kernels import DenoiserKernel
 from difftilt.marginals import terminal_residual
 from difftilt.posteriors import Posterior, Prior, Sources
-from difftilt.recipes.base import Drawn, Job, Recipe
+from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.text_sets import TextSet, text_set
 from difftilt.rewards import CheckedReward
@@ -100,7 +100,7 @@ class Infill(Recipe):
         n = len(drawn.posterior.x_0)
         sets = {
             "prior": drawn.prior,
-            "prompted": _drawn(job, shown, n, self.training.seed + 5),
+            "prompted": job.draw(shown, n, self.training.seed + 5),
             "posterior": drawn.posterior,
         }
         if drawn.corrected is not None:
@@ -108,7 +108,7 @@ class Infill(Recipe):
         ids = {name: completed(s.x_0, job.context_of(len(s.x_0))) for name, s in sets.items()}
         truth = job.context_of(n)
         assert truth is not None
-        rows = [_row("mean log r", "nats, of the reader", _mean_log_r(sets))]
+        rows = [metric_row("mean log r", "nats, of the reader", _mean_log_r(sets))]
         rows += self.texts.metrics({**ids, "truth": truth[:, 0]}, truth[:, 0])
         rows.append(_residual_row(job, shown, self.training.seed + 6))
         return {
@@ -147,17 +147,8 @@ def prompted(job: Job) -> Posterior:
     return replace(job.posterior, chain=chain.tilted(kernel))
 
 
-def _drawn(job: Job, posterior: Posterior, n: int, seed: int) -> Samples:
-    return replace(posterior, chain=job.bound(posterior.chain, n)).draw(n, seed)
-
-
 def _mean_log_r(sets: dict[str, Samples]) -> dict[str, float]:
     return {name: float(s.log_r.mean()) for name, s in sets.items() if s.log_r is not None}
-
-
-def _row(name: str, note: str, values: dict[str, float]) -> dict[str, Any]:
-    columns = ("prior", "prompted", "posterior", "corrected", "truth")
-    return {"name": name, **{c: values.get(c) for c in columns}, "note": note}
 
 
 def _residual_row(job: Job, shown: Posterior, seed: int) -> dict[str, Any]:
@@ -167,7 +158,7 @@ def _residual_row(job: Job, shown: Posterior, seed: int) -> dict[str, Any]:
         "standard deviation of log q(z) - log p(z) - β log r over samples of a context, nats, "
         "exact over all orders; 0 is exact"
     )
-    return _row("spread of the terminal residual", note, values)
+    return metric_row("spread of the terminal residual", note, values)
 
 
 def residual_spread(

@@ -72,9 +72,7 @@ class TextMethod:
 
 def _samples(task: TextTask, posterior: Posterior, rounds: int = ROUNDS) -> Samples:
     assert task.job.contexts is not None
-    n = rounds * len(task.job.contexts)
-    bound = replace(posterior, chain=task.job.bound(posterior.chain, n))
-    return bound.draw(n, task.seed + 1)
+    return task.job.draw(posterior, rounds * len(task.job.contexts), task.seed + 1)
 
 
 def _prior(task: TextTask) -> tuple[Samples, Posterior]:

@@ -20,7 +20,6 @@ from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import CheckpointError, InputError
 from difftilt.noise import StreamNoise
-from difftilt.posteriors import Posterior
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.rollouts import rollout
@@ -130,8 +129,8 @@ def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
     talk("drawing samples")
     target, posterior, seed = job.target, job.posterior, recipe.training.seed
     prior = dataclasses.replace(posterior, chain=target.prior.chain)
-    from_prior = _drawn(job, prior, PRIOR_DRAWS * recipe.samples, seed + 1)
-    raw = _drawn(job, posterior, recipe.samples, seed + 2)
+    from_prior = job.draw(prior, PRIOR_DRAWS * recipe.samples, seed + 1)
+    raw = job.draw(posterior, recipe.samples, seed + 2)
     corrected = _corrected(job, raw, seed + 3, talk)
     talk("certifying")
     certificate = _certified(job, recipe.certificate_paths, seed=seed + 4)
@@ -142,10 +141,6 @@ def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
             _save(opened, label, samples, job, recipe)
     _write_certificate(opened, certificate)
     opened.write("evaluation", recipe.evaluation(job, drawn))
-
-
-def _drawn(job: Job, posterior: Posterior, n: int, seed: int) -> Samples:
-    return dataclasses.replace(posterior, chain=job.bound(posterior.chain, n)).draw(n, seed)
 
 
 def _corrected(job: Job, raw: Samples, seed: int, talk: Talk) -> Samples | None:
@@ -221,7 +216,7 @@ def sample_run(folder: Path, n: int, seed: int, correct: Correction | None, effo
             "samples are in samples/corrected.safetensors, or draw with correct='none'"
         )
     if correct is None:
-        drawn = _drawn(job, job.posterior, n, seed)
+        drawn = job.draw(job.posterior, n, seed)
     else:
         drawn = job.posterior.draw(n, seed, correct, effort)
     with RunFolder(folder) as opened:

@@ -15,6 +15,7 @@ from difftilt.adapters.text.base import TextModel, load_text_model
 from difftilt.adapters.text.hugging_face import TransformersNetwork
 from difftilt.diffusions.masked import GENERATED, GIVEN
 from difftilt.errors import InputError
+from difftilt.recipes.base import metric_row
 from difftilt.tasks import text, text_metrics
 from difftilt.tasks.shipped import (
     FolderName,
@@ -104,12 +105,15 @@ class TextSet(ABC):
         references = [self.middle(row) for row in truth[:contexts]]
         written = {name: table for name, table in tables.items() if name != "truth"}
         rows = [
-            _row(label, note, {name: score(t, references) for name, t in written.items()})
+            metric_row(label, note, {name: score(t, references) for name, t in written.items()})
             for label, note, score in _OVERLAPS
         ]
         several = {name: table for name, table in written.items() if len(table[0]) > 1}
         spread = {name: float(text_metrics.distinct(t, 2).mean()) for name, t in several.items()}
-        return [*rows, _row("distinct word pairs", "share, among a context's samples", spread)]
+        return [
+            *rows,
+            metric_row("distinct word pairs", "share, among a context's samples", spread),
+        ]
 
     def _table(self, ids: Int[Tensor, "S L"], contexts: int) -> list[list[str]]:
         """Fillings by context, as many of each."""
@@ -138,11 +142,6 @@ _OVERLAPS = (
     ("BLEU-4", "with the true middle, smoothing method 1", _bleu),
     ("GLEU-4", "with the true middle", _gleu),
 )
-
-
-def _row(name: str, note: str, values: dict[str, float]) -> dict[str, Any]:
-    columns = ("prior", "prompted", "posterior", "corrected", "truth")
-    return {"name": name, **{c: values.get(c) for c in columns}, "note": note}
 
 
 class Stories(TextSet):
@@ -176,7 +175,7 @@ class Stories(TextSet):
     ) -> list[dict[str, Any]]:
         shares = {name: self.shares(ids) for name, ids in sets.items()}
         rows = [
-            _row(f"share {kind}", note, {name: found[kind] for name, found in shares.items()})
+            metric_row(f"share {kind}", note, {name: found[kind] for name, found in shares.items()})
             for kind, note in VERDICTS.items()
         ]
         return [*rows, *super().metrics(sets, truth)]
