@@ -4,9 +4,10 @@ a value whose gradient guides."""
 from dataclasses import dataclass
 
 from difftilt.chains import Chain, Kernel
-from difftilt.kernels import VectorKernel
+from difftilt.kernels import DenoiserKernel, VectorKernel
 from difftilt.models.mlp import Size
 from difftilt.order_kernel import ordered
+from difftilt.token_heads import tempered
 from difftilt.value_kernel import ValueKernel
 from difftilt.values import VectorValue
 
@@ -19,11 +20,13 @@ class FullCopy:
         learned_variance: also learn one log-scale per step (then it cannot be exported).
         labels: number of classes of a UNet that becomes conditional on one; None for none.
         learned_order: also choose which token comes next (a masked chain of ``Stepwise()`` order).
+        learned_temperature: also learn how sure to be of each token (then it cannot be exported).
     """
 
     learned_variance: bool = False
     labels: int | None = None
     learned_order: bool = False
+    learned_temperature: bool = False
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
@@ -34,7 +37,7 @@ class FullCopy:
 
             return labelled_copy(chain, self.labels, self.learned_variance)
         kernel = full_copy(chain, learned_variance=self.learned_variance)
-        return ordered(kernel, chain) if self.learned_order else kernel
+        return _with_heads(kernel, chain, self)
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,27 @@ class LoRA:
         alpha: scale of each adapter times its rank; None for the rank itself.
         targets: names of the layers, or "all" linear and convolutional ones.
         learned_order: also choose which token comes next (a masked chain of ``Stepwise()`` order).
+        learned_temperature: also learn how sure to be of each token (then it cannot be exported).
     """
 
     rank: int = 16
     alpha: float | None = None
     targets: tuple[str, ...] | str = ("to_q", "to_k", "to_v", "to_out.0")
     learned_order: bool = False
+    learned_temperature: bool = False
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
         from difftilt.adapters.lora import lora
 
         kernel = lora(chain, self.rank, self.alpha, self.targets)
-        return ordered(kernel, chain) if self.learned_order else kernel
+        return _with_heads(kernel, chain, self)
+
+
+def _with_heads(kernel: DenoiserKernel, chain: Chain, form: FullCopy | LoRA) -> Kernel:
+    if form.learned_temperature:
+        kernel = tempered(kernel, chain)
+    return ordered(kernel, chain) if form.learned_order else kernel
 
 
 @dataclass(frozen=True)

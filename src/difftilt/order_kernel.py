@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from difftilt.categorical import CategoricalTilt, drawn_tokens
 from difftilt.chains import Chain, Kernel
@@ -25,8 +25,10 @@ from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Stepwise
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
-from difftilt.noise import GeneratorNoise, Noise
+from difftilt.models.heads import ZeroLinear
+from difftilt.noise import Noise
 from difftilt.token_denoisers import TokenDenoiser, anything, wide
+from difftilt.token_heads import example_features
 
 
 class OrderKernel(Kernel):
@@ -51,8 +53,7 @@ class OrderKernel(Kernel):
         self.denoiser = denoiser
         self.diffusion = diffusion
         # A bias would be the same for all positions.
-        self.head = nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.head.weight)
+        self.head = ZeroLinear(width, bias=False)
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def planned(
@@ -148,12 +149,7 @@ def ordered(kernel: DenoiserKernel, chain: Chain) -> OrderKernel:
     Raises:
         InputError: the chain's order is not ``Stepwise()``.
     """
-    if not isinstance(chain.denoiser, TokenDenoiser):
-        raise InputError("a learned order needs a prior of tokens, a chain of a TokenDenoiser")
-    first = chain.prior.given(None).base(1)
-    x = first.at(first.draw(GeneratorNoise(torch.Generator())))
-    with torch.no_grad():
-        hidden = chain.denoiser.features(x, chain.diffusion.level(chain.steps, x))
+    hidden = example_features(chain, "a learned order")
     made = OrderKernel(kernel.denoiser, chain.diffusion, hidden.shape[-1])
-    made.head.to(hidden.device, wide(hidden).dtype)
+    made.head.to(hidden.device, hidden.dtype)
     return made

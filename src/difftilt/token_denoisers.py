@@ -2,13 +2,15 @@
 
 A ``TokenNetwork`` is any network of tokens; ``TokenDenoiser`` makes a ``Denoiser`` of it: it puts
 the network's own mask id where a state is masked, asks for the revealed positions alone, before the
-vocabulary head, and gives normalised log-probabilities in float32 or wider.
+vocabulary head, and gives normalised log-probabilities in float32 or wider. A posterior's may also
+learn a temperature (``TemperedDenoiser``).
 """
 
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +20,7 @@ from difftilt.categorical import Reveal, read
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.masked import MaskedLevel, completed
 from difftilt.errors import InputError
+from difftilt.models.heads import ZeroLinear
 
 
 class TokenNetwork(nn.Module, ABC):
@@ -73,6 +76,8 @@ class TokenDenoiser(Denoiser):
         self.temperature = temperature
         self.reads_suffix = informed
         self.condition: Tensor | None = None
+        # In a tuple: its parameters belong to the ``TemperedDenoiser`` that lends it.
+        self._sharpness: tuple[ZeroLinear, ...] = ()
         allowed = torch.ones(network.vocab_size, dtype=torch.bool)
         forbidden = [i for i in (*banned, network.mask_id) if 0 <= i < network.vocab_size]
         allowed[forbidden] = False
@@ -97,6 +102,12 @@ class TokenDenoiser(Denoiser):
         seeing.reads_suffix = True
         return seeing
 
+    def sharpened(self, head: ZeroLinear) -> "TokenDenoiser":
+        """The same network with its logits times ``exp(head(features))``."""
+        other = copy.copy(self)
+        other._sharpness = (head,)
+        return other
+
     def ids(self, x: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """States as the network reads them."""
         seen = read(completed(x, self.condition))
@@ -111,6 +122,8 @@ class TokenDenoiser(Denoiser):
         logits = wide(self.network.logits(hidden))
         if self.temperature != 1.0:
             logits = logits / self.temperature
+        for head in self._sharpness:
+            logits = logits * wide(head(hidden.to(head.weight.dtype))).exp()
         return logits.masked_fill(~self.allowed, -torch.inf).log_softmax(-1)
 
     def revealed(self, hidden: Float[Tensor, "B L d"], reveal: Reveal) -> Float[Tensor, "B P V"]:
@@ -133,6 +146,37 @@ class TokenDenoiser(Denoiser):
         part = self.given(None if self.condition is None else self.condition[rows])
         found = part(x[rows], level.part(rows))
         return anything(level.reveal, self.vocab_size, found.dtype).index_copy(0, rows, found)
+
+
+class TemperedDenoiser(Denoiser):
+    """A denoiser of tokens whose logits are times ``exp(head(features))``, 1 at the start.
+
+    A reward often asks for little more than a surer or a less sure network, here per state and
+    position, which a head of a few hundred weights learns in a few updates and the network's own
+    weights in many: what a learned variance is to Gaussians.
+
+    Arguments:
+        inner: a ``TokenDenoiser``, or one with adapters.
+        head: from features to the log inverse temperature.
+    """
+
+    def __init__(self, inner: Denoiser, head: ZeroLinear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.head = head
+
+    def given(self, condition: Tensor | None) -> "TemperedDenoiser":
+        return TemperedDenoiser(self.inner.given(condition), self.head)
+
+    @contextmanager
+    def active(self) -> Iterator[TokenDenoiser]:
+        with self.inner.active() as inner:
+            assert isinstance(inner, TokenDenoiser)
+            yield inner.sharpened(self.head)
+
+    def forward(self, x_t: Int[Tensor, "B L"], level: MaskedLevel) -> Float[Tensor, "B P V"]:
+        with self.active() as sharpened:
+            return sharpened(x_t, level)
 
 
 def anything(

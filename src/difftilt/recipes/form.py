@@ -1,6 +1,6 @@
 """What carries a posterior, as flat fields of a recipe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from difftilt.forms import DriftNet, Form, FullCopy, LoRA, Perceptron, ValueGuided
@@ -18,6 +18,7 @@ class FormChoice:
         targets: layers that get adapters: "attention" or "all".
         components: Gaussians per step of a perceptron's kernel.
         learned_variance: learn the variance too.
+        learned_temperature: of tokens, on a copy or adapters: also learn how sure to be.
         width: of a perceptron.
         frequencies: Fourier features of a perceptron.
         linear: a perceptron's linear map of each step beside it.
@@ -29,6 +30,7 @@ class FormChoice:
     targets: Literal["attention", "all"] = "attention"
     components: int = 4
     learned_variance: bool = True
+    learned_temperature: bool = False
     width: int = 96
     frequencies: int = 8
     linear: bool = False
@@ -37,9 +39,10 @@ class FormChoice:
     def build(self) -> Form | None:
         """The form, or None for "auto"."""
         if self.kind == "full_copy":
-            return FullCopy()
+            return FullCopy(learned_temperature=self.learned_temperature)
         if self.kind == "lora":
-            return LoRA(self.rank, targets="all") if self.targets == "all" else LoRA(self.rank)
+            form = LoRA(self.rank, learned_temperature=self.learned_temperature)
+            return replace(form, targets="all") if self.targets == "all" else form
         if self.kind == "drift":
             return DriftNet(self.shrink)
         if self.kind == "perceptron":

@@ -15,6 +15,8 @@ class Optimisation:
     Arguments:
         learning_rate: of the posterior's parameters (Adam), constant, then cosine to zero.
         hidden_learning_rate: of hidden matrices under Muon; 0 puts them under Adam too.
+        head_learning_rate: of heads that start at zero beside a copied network (temperature,
+            order); None: as the others.
         log_z_learning_rate: of a learned log Z.
         balance_scale: learning rates of the balance phase relative to the warm start's.
         decay_from: share of the training after which the learning rate falls, in [0, 1].
@@ -24,6 +26,7 @@ class Optimisation:
 
     learning_rate: float = 1.5e-3
     hidden_learning_rate: float = 0.0
+    head_learning_rate: float | None = None
     log_z_learning_rate: float = 0.05
     balance_scale: float = 1.0
     decay_from: float = 0.6

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from difftilt.chains import Chain
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.errors import InputError
+from difftilt.models.heads import ZeroLinear
 from difftilt.noise import seeded
 from difftilt.objectives.base import Objective
 from difftilt.objectives.ends import EndObjective
@@ -86,15 +87,23 @@ def hidden_matrices(module: nn.Module | None) -> list[nn.Parameter]:
     if module is None:
         return []
     layers = [m for name, m in module.named_modules() if name.split(".")[-1] != "last"]
-    linear = [m for m in layers if isinstance(m, nn.Linear)]
+    linear = [m for m in layers if isinstance(m, nn.Linear) and not isinstance(m, ZeroLinear)]
     large = [p for m in linear for p in m.parameters() if p.ndim == 2 and min(p.shape) >= 32]
     return [p for p in large if p.requires_grad]
+
+
+def head_parameters(module: nn.Module | None) -> list[nn.Parameter]:
+    """Weights of the heads that were added to a copied network."""
+    if module is None:
+        return []
+    heads = [m for m in module.modules() if isinstance(m, ZeroLinear)]
+    return [p for head in heads for p in head.parameters()]
 
 
 def optimisers(
     chain: Chain, log_z: nn.Module, plan: Optimisation, value: Value | None = None
 ) -> list[torch.optim.Optimizer]:
-    """Adam for all, or Muon for hidden matrices, and Adam of its own rate for ``log Z``."""
+    """Adam for all, or Muon for hidden matrices; ``log Z`` and added heads have their own rates."""
     hidden, every = [], trainable(chain)
     if plan.hidden_learning_rate > 0:
         found = hidden_matrices(chain.kernel) + hidden_matrices(value)
@@ -102,15 +111,15 @@ def optimisers(
         hidden = list({id(p): p for p in found}.values())
     if value is not None:
         every = every + [p for p in value.parameters() if not any(p is q for q in every)]
-    others = [p for p in every if not any(p is h for h in hidden)]
-    made: list[torch.optim.Optimizer] = [
-        torch.optim.Adam(
-            [
-                {"params": others, "lr": plan.learning_rate},
-                {"params": list(log_z.parameters()), "lr": plan.log_z_learning_rate},
-            ]
-        )
+    heads = [] if plan.head_learning_rate is None else head_parameters(chain.kernel)
+    others = [p for p in every if not any(p is q for q in hidden + heads)]
+    groups = [
+        {"params": others, "lr": plan.learning_rate},
+        {"params": list(log_z.parameters()), "lr": plan.log_z_learning_rate},
     ]
+    if heads:
+        groups.append({"params": heads, "lr": plan.head_learning_rate})
+    made: list[torch.optim.Optimizer] = [torch.optim.Adam(groups)]
     if hidden:
         made.append(torch.optim.Muon(hidden, lr=plan.hidden_learning_rate, weight_decay=0.0))
     for optimiser in made:

@@ -67,7 +67,8 @@ def _posterior_network(record: TextModel, kernel: Kernel) -> nn.Module:
         return plain_copy(denoiser.network)
     raise InputError(
         f"a {type(kernel).__name__} of this form cannot be exported; a language model is a full "
-        "copy or LoRA of this prior's network, drawn in the prior's order"
+        "copy or LoRA of this prior's network, drawn in the prior's order at the prior's "
+        "temperature (learned_order=False, learned_temperature=False)"
     )
 
 
