@@ -134,6 +134,8 @@ def terminal_residual(
     Raises:
         InputError: as ``marginal_log_prob``.
     """
+    if posterior.kernel is None:
+        return -beta * log_r.double().cpu()
     own = marginal_log_prob(posterior, x_0, condition)
     return own - marginal_log_prob(prior, x_0, condition) - beta * log_r.double().cpu()
 

@@ -34,15 +34,22 @@ RESIDUAL_CONTEXTS, RESIDUAL_SAMPLES = 4, 6
 
 
 def _training() -> Training:
+    """A head learns the temperature in some ten updates; the network itself follows slowly.
+
+    Faster, the noise of the balance undoes in the network what its long training has learned.
+    """
     return Training(
-        steps=150,
+        steps=100,
         batch=64,
-        paths_per_condition=16,
+        paths_per_condition=8,
         warm_start=0.0,
         chunk=256,
-        objective=RTB(residual_clip=6.0),
-        optimisation=Optimisation(learning_rate=1.5e-4, decay_from=0.4, ema=0.98),
-        behaviour=BehaviourWeights(on_policy=0.75, prior=0.25, pool=0.0),
+        subset=4,
+        objective=RTB(),
+        optimisation=Optimisation(
+            learning_rate=3e-5, head_learning_rate=3e-3, decay_from=0.5, ema=0.95
+        ),
+        behaviour=BehaviourWeights(on_policy=1.0, pool=0.0),
     )
 
 
@@ -64,7 +71,9 @@ class Infill(Recipe):
     contexts: int = 48
     samples: int = 96
     certificate_paths: int = 768
-    form: FormChoice = field(default_factory=lambda: FormChoice("full_copy"))
+    form: FormChoice = field(
+        default_factory=lambda: FormChoice("full_copy", learned_temperature=True)
+    )
     training: Training = field(default_factory=_training)
 
     @cached_property
@@ -152,7 +161,8 @@ def _mean_log_r(sets: dict[str, Samples]) -> dict[str, float]:
 
 
 def _residual_row(job: Job, shown: Posterior, seed: int) -> dict[str, Any]:
-    found = {"prompted": shown, "posterior": job.posterior}
+    prior = replace(job.posterior, chain=job.target.prior.chain)
+    found = {"prior": prior, "prompted": shown, "posterior": job.posterior}
     values = {name: residual_spread(job, each, seed) for name, each in found.items()}
     note = (
         "standard deviation of log q(z) - log p(z) - β log r over samples of a context, nats, "
