@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from difftilt.diffusions.masked import GENERATED, completed
+from difftilt.diffusions.masked import completed
 from difftilt.errors import InputError
 from difftilt.objectives.base import Objective
 from difftilt.objectives.ddpp import DDPP
@@ -25,7 +24,8 @@ from difftilt.objectives.wake import Wake
 from difftilt.posteriors import Posterior, Sources
 from difftilt.recipes.base import Job
 from difftilt.recipes.infill import Infill, prompted, residual_spread
-from difftilt.recipes.text_sets import DataName, TextSet
+from difftilt.recipes.similarity import story_similarity
+from difftilt.recipes.text_sets import DataName
 from difftilt.sampling import Samples
 from difftilt.tasks import text_metrics
 from difftilt.training.loop import train
@@ -224,7 +224,9 @@ def _scores(task: TextTask, drawn: Samples) -> dict[str, float]:
     log_r = text_metrics.protocol(drawn.log_r.double().unflatten(0, (ROUNDS, contexts)).T)
     bleu = text_metrics.protocol(text_metrics.bleu(table, written))
     gleu = text_metrics.protocol(text_metrics.gleu(table, written))
-    similarity = text_metrics.protocol(_similarity(texts, ids, task.job.contexts, contexts))
+    similarity = text_metrics.protocol(
+        story_similarity(texts.model.network, ids, task.job.contexts)
+    )
     found = {"log_r": log_r, "bleu": bleu, "gleu": gleu, "similarity": similarity}
     scores = {name: summary.mean for name, summary in found.items()}
     scores |= {f"{name}_low": summary.low for name, summary in found.items()}
@@ -234,29 +236,6 @@ def _scores(task: TextTask, drawn: Samples) -> dict[str, float]:
         "distinct": float(text_metrics.distinct(table, 2).mean()),
         **texts.shares(ids),
     }
-
-
-@torch.no_grad()
-def _similarity(
-    texts: TextSet, ids: Int[Tensor, "S L"], truth: Int[Tensor, "C 2 L"], contexts: int
-) -> Tensor:
-    """Cosine of mean features of the filling and the true middle, by the prior's own network.
-
-    Each is read inside its whole story, and only the generated positions are averaged.
-    """
-    network, rounds = texts.model.network, len(ids) // contexts
-    generated = (truth[:, 1] == GENERATED).float()
-
-    def features(rows: Int[Tensor, "R L"], weights: Tensor) -> Tensor:
-        hidden = torch.cat(
-            [network.hidden(part, torch.zeros(len(part))) for part in rows.split(64)]
-        )
-        return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
-
-    found = features(ids, generated.repeat(rounds, 1))
-    wanted = features(truth[:, 0], generated).repeat(rounds, 1)
-    mean = wanted.mean(0)
-    return torch.cosine_similarity(found - mean, wanted - mean).unflatten(0, (rounds, contexts)).T
 
 
 def _ess_by_context(task: TextTask, log_w: Tensor) -> float:
