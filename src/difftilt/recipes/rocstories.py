@@ -97,7 +97,7 @@ class RocStories(Recipe):
     def __post_init__(self) -> None:
         if not self.smoke:
             return
-        for name, most in {"contexts": 4, "samples": 8, "certificate_paths": 128}.items():
+        for name, most in {"contexts": 3, "samples": 6, "certificate_paths": 96}.items():
             object.__setattr__(self, name, min(getattr(self, name), most))
         plan = replace(self.training, steps=min(self.training.steps, 4), batch=16)
         object.__setattr__(self, "training", replace(plan, paths_per_condition=4))
