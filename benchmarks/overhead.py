@@ -19,6 +19,11 @@ Steps and bare calls alternate in one process, so that a busy machine slows both
 |---|---|---|
 | mlp | the 25 modes in closed form, N = 20, B = 512 | ``VectorKernel`` K = 4, width 96 |
 | unet | a small UNet2DModel, 16 × 16, N = 10, B = 8 | a full copy of it |
+| tokens | a transformer (4 x 128) of V = 222 words, L = 50, 12 reveals, B = 8 | a full copy of it |
+| vocabulary | the same of V = 50,000 words | a full copy of it |
+
+A bare call of a network of tokens is its body on whole states and its head on the one position that
+a step reveals: no log-softmax, no draw.
 
 With ``pool`` half of the paths come from a full pool to which nothing is added (``pool_fresh=0``):
 no network is called for them before the gradient.
@@ -30,7 +35,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +43,19 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from difftilt.chains import Chain
+from difftilt.diffusions.masked import GENERATED, GIVEN, MaskedDiffusion, canvas
+from difftilt.forms import FullCopy
 from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.models.token_transformer import TokenTransformer, TransformerSize
+from difftilt.posteriors import Perceptron, Prior, Sources, load
+from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
 
 BAR = 1.15
+FILLING = 10
 PATHS = {
     "on-policy": BehaviourWeights(on_policy=1.0, pool=0.0),
     "on-policy + pool": BehaviourWeights(on_policy=0.5, pool=0.5),
@@ -58,10 +70,12 @@ class Bare:
         prior: ``(x_n, n)`` -> the prior network's output.
         posterior: ``(x_n, prior's prediction, n)`` -> the posterior network's output; n an int, or
             one per state.
+        inputs: as many random states, and predictions of the prior; None: normal numbers.
     """
 
     prior: Callable[[Tensor, int], Tensor]
     posterior: Callable[[Tensor, Tensor, Any], Tensor]
+    inputs: Callable[[int], tuple[Tensor, Tensor]] | None = None
 
 
 def plan_of(paths: str, batch: int, chunk: int) -> Training:
@@ -79,7 +93,6 @@ def plan_of(paths: str, batch: int, chunk: int) -> Training:
 
 def mlp(paths: str) -> tuple[TrainingState, Bare]:
     """The 25-mode problem with the small perceptron that is recommended for it."""
-    from difftilt.posteriors import Perceptron, Prior
     from difftilt.tasks.exact.grid25 import gmm9of25
 
     problem = gmm9of25()
@@ -97,8 +110,6 @@ def unet(paths: str) -> tuple[TrainingState, Bare]:
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    from difftilt.posteriors import FullCopy, load
 
     network = UNet2DModel(
         sample_size=16,
@@ -126,7 +137,56 @@ def unet(paths: str) -> tuple[TrainingState, Bare]:
     )
 
 
-CASES = {"mlp": mlp, "unet": unet}
+class Words(TokenNetwork):
+    """A small transformer of words, told no time."""
+
+    def __init__(self, vocab_size: int, length: int) -> None:
+        super().__init__(vocab_size, vocab_size)
+        size = TransformerSize(width=128, layers=4, heads=4)
+        self.network = TokenTransformer(vocab_size + 1, length, vocab_size, size)
+
+    def hidden(self, ids: Tensor, time: Tensor) -> Tensor:
+        """The body."""
+        return self.network.hidden(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head."""
+        return self.network.last(hidden)
+
+
+def words(paths: str, vocab_size: int = 222) -> tuple[TrainingState, Bare]:
+    """Twelve words in the middle of fifty, and a full copy of the network as the posterior."""
+    length, generated = 50, 12
+    denoiser = TokenDenoiser(Words(vocab_size, length)).eval().requires_grad_(False)
+    chain = Chain(denoiser, MaskedDiffusion(vocab_size, generated), (length,))
+    target = Prior(chain).tilt(lambda x, condition: -(x[:, 30] % 7).float())
+    roles = torch.full((length,), GIVEN)
+    roles[24 : 24 + generated] = GENERATED
+
+    def conditions(count: int, generator: torch.Generator) -> Tensor:
+        ids = torch.randint(vocab_size, (count, length), generator=generator)
+        return canvas(ids, roles.expand(count, -1))
+
+    plan = replace(plan_of(paths, batch=8, chunk=96), paths_per_condition=8)
+    state = target.state(target.posterior(FullCopy()), plan, Sources(conditions=conditions))
+    kernel: Any = state.chain.kernel
+
+    def call(network: TokenNetwork, x: Tensor) -> Tensor:
+        return network.logits(network.hidden(x, x[:, 0])[:, 30])
+
+    return state, Bare(
+        lambda x, n: call(denoiser.network, x),
+        lambda x, prediction, n: call(kernel.denoiser.network, x),
+        lambda count: (torch.randint(vocab_size, (count, length)), torch.zeros(count)),
+    )
+
+
+def vocabulary(paths: str) -> tuple[TrainingState, Bare]:
+    """The same with the vocabulary of a language model."""
+    return words(paths, vocab_size=50_000)
+
+
+CASES = {"mlp": mlp, "unet": unet, "tokens": words, "vocabulary": vocabulary}
 
 
 def bare_update(state: TrainingState, bare: Bare, two_passes: bool = False) -> Callable[[], None]:
@@ -135,7 +195,10 @@ def bare_update(state: TrainingState, bare: Bare, two_passes: bool = False) -> C
     shares = plan.behaviour
     own = round(plan.batch * shares.on_policy / (shares.on_policy + shares.pool))
     steps = torch.tensor(chain.density_steps).repeat_interleave(plan.batch)
-    x, prediction = torch.randn(2, len(steps), *chain.event_shape).unbind()
+    if bare.inputs is None:
+        x, prediction = torch.randn(2, len(steps), *chain.event_shape).unbind()
+    else:
+        x, prediction = bare.inputs(len(steps))
     # Training's own optimiser without the learned log Z, which this objective does not use.
     optimiser = torch.optim.Adam(state.parameters, lr=0.0)
     ones: dict[int, Tensor] = {}
@@ -177,7 +240,7 @@ def compare(case: str, paths: str, repeats: int) -> dict[str, Any]:
     state, bare = CASES[case](paths)
     update, both = bare_update(state, bare), bare_update(state, bare, two_passes=True)
     # Fills the pool, and lets every allocation happen once.
-    for _ in range(10):
+    for _ in range(FILLING):
         training_step(state)
         update()
     turns = (lambda: training_step(state), update, both)
@@ -196,7 +259,7 @@ def compare(case: str, paths: str, repeats: int) -> dict[str, Any]:
 
 
 def main(
-    cases: tuple[str, ...] = ("mlp", "unet"),
+    cases: tuple[str, ...] = tuple(CASES),
     paths: tuple[str, ...] = tuple(PATHS),
     repeats: int = 40,
     threads: int = 1,
@@ -205,7 +268,7 @@ def main(
     """Training steps beside bare network calls.
 
     Args:
-        cases: "mlp", "unet".
+        cases: "mlp", "unet", "tokens", "vocabulary".
         paths: "on-policy", "on-policy + pool".
         repeats: alternations; medians are shown.
         threads: of torch.
@@ -213,12 +276,12 @@ def main(
     """
     torch.set_num_threads(threads)
     rows = [compare(case, kind, repeats) for case in cases for kind in paths]
-    heads = f"{'case':<5} {'paths':<17} {'step ms':>8} {'bare ms':>8} {'ratio':>6}"
+    heads = f"{'case':<10} {'paths':<17} {'step ms':>8} {'bare ms':>8} {'ratio':>6}"
     print(f"{heads} {'CPU ratio':>9} {'two passes':>10}")
     for r in rows:
         times = f"{r['step_ms']:>8.1f} {r['bare_ms']:>8.1f} {r['ratio']:>6.3f}"
         ratios = f"{r['cpu_ratio']:>9.3f} {r['two_passes']:>10.3f}"
-        print(f"{r['case']:<5} {r['paths']:<17} {times} {ratios}")
+        print(f"{r['case']:<10} {r['paths']:<17} {times} {ratios}")
     print(f"bar: ratio <= {BAR}")
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1) + "\n")

@@ -46,3 +46,12 @@ def test_the_table_has_a_row_for_each_method():
     with pytest.raises(InputError, match="unknown method"):
         TextBench("stories", ["nonsense"], [0], 1000, 2)
     assert {"rtb", "mean_field", "supervised"} <= set(text_methods())
+
+
+def test_the_best_of_equal_calls_spends_what_a_training_would():
+    bench = TextBench("stories", ["best_of_equal_calls", "prior"], [0], 400, 2)
+    best, prior = bench.rows()
+    # 5 rounds of 2 contexts of 9 tokens are 90 calls.
+    assert (best["among"], best["network_calls"]) == (4, 360)
+    assert (prior["among"], prior["network_calls"]) == (1, 90)
+    assert best["log_r"] > prior["log_r"]

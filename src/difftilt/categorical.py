@@ -65,10 +65,17 @@ def drawn_tokens(
 ) -> Int[Tensor, "B P"]:
     """Tokens by inversion in float64, at temperature ``widen``; one of probability 0 never comes.
 
+    Arguments:
+        log_probs: normalised.
+        noise: a uniform number for each position.
+        widen: temperature.
+
     A Gumbel maximum in float32 would cut the tail off (Zheng et al. 2024, arXiv 2409.02908).
     """
-    probs = torch.softmax(log_probs.detach().double() / widen, 2)
-    cumulated = probs.cumsum(2)
+    log_probs = log_probs.detach()
+    if widen != 1.0:
+        log_probs = (log_probs / widen).log_softmax(2)
+    cumulated = log_probs.exp().cumsum(2, dtype=torch.float64)
     threshold = noise.uniforms(cumulated[..., 0]) * cumulated[..., -1]
     found = torch.searchsorted(cumulated, threshold[..., None].contiguous(), right=True)
     return found[..., 0].clamp(max=log_probs.shape[2] - 1)

@@ -68,7 +68,7 @@ class OrderKernel(Kernel):
         hidden = self._features(x, n, condition, rows)
         logits = wide(hidden.new_zeros(x.shape))
         logits = logits.index_copy(0, rows, self._logits(hidden, x[rows]))
-        position = drawn_tokens(logits[:, None], noise)[:, 0]
+        position = drawn_tokens(logits.log_softmax(1)[:, None], noise)[:, 0]
         marked = self.diffusion.placed(x, position, n)
         self._seen = marked, hidden
         return marked

@@ -54,12 +54,14 @@ def step_scores(
     rows, zero = len(chain.density_steps) + 1, chain.like.new_zeros(path.batch)
     ratios, divergences = [zero.repeat(rows - 1)], [zero.repeat(rows - 1)]
     if chain.kernel is not None:
-        bound = _bound(chain, path)
+        bound, ratios, divergences = _bound(chain, path), [], []
         every = _all_rows(chain, _without_parts(chain, path) if divergence else path)
-        seen = [_seen(bound, every.part(p)) for p in _chunks(len(every.n), chunk)]
-        ratios = [tilt.log_ratio(eps) for tilt, eps in seen]
-        if divergence:
-            divergences = [tilt.divergence() for tilt, _ in seen]
+        for chosen in _chunks(len(every.n), chunk):
+            # A tilt may hold a whole vocabulary per state: none is kept beyond its chunk.
+            tilt, eps = _seen(bound, every.part(chosen))
+            ratios.append(tilt.log_ratio(eps))
+            if divergence:
+                divergences.append(tilt.divergence())
     top, fall = zero, zero
     if chain.initial is not None:
         tilt = chain.initial(path.batch)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from difftilt.categorical import Reveal, read
@@ -58,7 +58,7 @@ class TokenDenoiser(Denoiser):
         InputError: a temperature that is not positive, or all ids are banned.
     """
 
-    allowed: Tensor
+    barred: Tensor
 
     def __init__(
         self,
@@ -83,7 +83,13 @@ class TokenDenoiser(Denoiser):
         allowed[forbidden] = False
         if not bool(allowed.any()):
             raise InputError("every token is banned; leave at least one")
-        self.register_buffer("allowed", allowed, persistent=False)
+        barred = torch.zeros(network.vocab_size).masked_fill(~allowed, -torch.inf)
+        self.register_buffer("barred", barred, persistent=False)
+
+    @property
+    def allowed(self) -> Bool[Tensor, " V"]:
+        """Which tokens may be drawn."""
+        return self.barred == 0
 
     @property
     def vocab_size(self) -> int:
@@ -124,7 +130,8 @@ class TokenDenoiser(Denoiser):
             logits = logits / self.temperature
         for head in self._sharpness:
             logits = logits * wide(head(hidden.to(head.weight.dtype))).exp()
-        return logits.masked_fill(~self.allowed, -torch.inf).log_softmax(-1)
+        # Adding 0 or -inf is one pass over the vocabulary; a boolean fill is several.
+        return (logits + self.barred.to(logits.dtype)).log_softmax(-1)
 
     def revealed(self, hidden: Float[Tensor, "B L d"], reveal: Reveal) -> Float[Tensor, "B P V"]:
         """Log-probabilities of the positions of a step, from features of whole states."""

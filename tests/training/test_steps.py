@@ -16,8 +16,9 @@ from difftilt.errors import InputError, RewardError, TrainingError
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
 from difftilt.scoring import backward, log_ratio
+from difftilt.training.partitions import LogPartition
 from difftilt.training.plan import RTB, BehaviourWeights, Replaying, Training
-from difftilt.training.state import LogPartition, TrainingState, trainable
+from difftilt.training.state import TrainingState, trainable
 from difftilt.training.steps import Metrics, training_step
 from tests.toys import (
     FragileKernel,

@@ -5,10 +5,12 @@ from difftilt.recipes.custom import Custom
 from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
+from difftilt.recipes.rocstories import RocStories
 
 RECIPES: dict[str, type[Recipe]] = {
     "fashion": Fashion,
     "infill": Infill,
+    "rocstories": RocStories,
     "custom": Custom,
     "exact": Exact,
 }

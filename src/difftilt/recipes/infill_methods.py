@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from difftilt.diffusions.masked import GENERATED, completed
@@ -25,7 +24,8 @@ from difftilt.objectives.wake import Wake
 from difftilt.posteriors import Posterior, Sources
 from difftilt.recipes.base import Job
 from difftilt.recipes.infill import Infill, prompted, residual_spread
-from difftilt.recipes.text_sets import DataName, TextSet
+from difftilt.recipes.similarity import story_similarity
+from difftilt.recipes.text_sets import DataName
 from difftilt.sampling import Samples
 from difftilt.tasks import text_metrics
 from difftilt.training.loop import train
@@ -33,6 +33,7 @@ from difftilt.training.plan import BehaviourWeights, Training
 
 ROUNDS = 5
 AMONG = 8
+MOST_AMONG = 512
 DATA = 2048
 
 
@@ -64,10 +65,12 @@ class TextMethod:
         summary: one line.
         draw: ``ROUNDS`` samples of every held-out context, the contexts in turn, and the sampler
             where it is a chain.
+        among: how many draws each sample is the best of.
     """
 
     summary: str
     draw: Draw
+    among: Callable[[TextTask], int] = lambda task: 1
 
 
 def _samples(task: TextTask, posterior: Posterior, rounds: int = ROUNDS) -> Samples:
@@ -85,20 +88,37 @@ def _prompted(task: TextTask) -> tuple[Samples, Posterior]:
     return _samples(task, shown), shown
 
 
-def _best_of(start: Callable[[TextTask], tuple[Samples, Posterior]]) -> Draw:
-    """The most rewarded of ``AMONG`` draws."""
+def _best_of(
+    summary: str,
+    start: Callable[[TextTask], tuple[Samples, Posterior]],
+    among: Callable[[TextTask], int] = lambda task: AMONG,
+) -> TextMethod:
+    """The most rewarded of several draws."""
 
     def draw(task: TextTask) -> tuple[Samples, None]:
         assert task.job.contexts is not None
-        drawn = _samples(task, start(task)[1], ROUNDS * AMONG)
+        contexts, several = len(task.job.contexts), among(task)
+        drawn = _samples(task, start(task)[1], ROUNDS * several)
         assert drawn.log_r is not None
-        contexts = len(task.job.contexts)
-        best = drawn.log_r.unflatten(0, (ROUNDS, AMONG, contexts)).argmax(1)
-        rows = torch.arange(ROUNDS * AMONG * contexts).unflatten(0, (ROUNDS, AMONG, contexts))
+        shape = (ROUNDS, several, contexts)
+        best = drawn.log_r.unflatten(0, shape).argmax(1)
+        rows = torch.arange(ROUNDS * several * contexts).unflatten(0, shape)
         chosen = rows.gather(1, best[:, None])[:, 0].flatten()
         return Samples(drawn.x_0[chosen], drawn.log_r[chosen]), None
 
-    return draw
+    return TextMethod(summary, draw, among)
+
+
+def equal_calls(task: TextTask) -> int:
+    """How many draws a sample may be the best of, for as many network calls as a training has.
+
+    A training serves every context there is. Here its calls are spread over the ``ROUNDS`` samples
+    of the held-out contexts alone; a draw costs a call for each token. At most ``MOST_AMONG``, so
+    that all draws fit into memory.
+    """
+    assert task.job.contexts is not None
+    per_round = int((task.job.contexts[:, 1] == GENERATED).sum())
+    return max(1, min(MOST_AMONG, task.calls // (ROUNDS * per_round)))
 
 
 def _trained(change: Callable[[TextTask, Training], Training], data: bool = False) -> Draw:
@@ -141,8 +161,14 @@ def text_methods() -> dict[str, TextMethod]:
     return {
         "prior": TextMethod("the prior, shown x", _prior),
         "prompted": TextMethod("the prior's network, shown x and y", _prompted),
-        "best_of_8": TextMethod("the best of 8 of the prior", _best_of(_prior)),
-        "prompted_best_of_8": TextMethod("the best of 8 of the prompted", _best_of(_prompted)),
+        "best_of_8": _best_of("the best of 8 of the prior", _prior),
+        "prompted_best_of_8": _best_of("the best of 8 of the prompted", _prompted),
+        "best_of_equal_calls": _best_of(
+            "the best of as many of the prior as a training's calls pay for", _prior, equal_calls
+        ),
+        "prompted_best_of_equal_calls": _best_of(
+            "the best of as many of the prompted", _prompted, equal_calls
+        ),
         "rtb": TextMethod("RTB, log-variance form", _trained(lambda task, plan: plan)),
         "wake": TextMethod("weighted likelihood of own ends", _on_policy(Wake())),
         "reinforce": TextMethod("KL-regularised REINFORCE", _on_policy(Reinforce())),
@@ -209,6 +235,7 @@ def text_row(task: TextTask, method: str) -> dict[str, Any]:
         **_scores(task, drawn),
         "residual": residual,
         "ess": None if drawn.log_w is None else _ess_by_context(task, drawn.log_w),
+        "among": text_methods()[method].among(task),
         "network_calls": spent,
         "seconds": seconds,
     }
@@ -224,7 +251,9 @@ def _scores(task: TextTask, drawn: Samples) -> dict[str, float]:
     log_r = text_metrics.protocol(drawn.log_r.double().unflatten(0, (ROUNDS, contexts)).T)
     bleu = text_metrics.protocol(text_metrics.bleu(table, written))
     gleu = text_metrics.protocol(text_metrics.gleu(table, written))
-    similarity = text_metrics.protocol(_similarity(texts, ids, task.job.contexts, contexts))
+    similarity = text_metrics.protocol(
+        story_similarity(texts.model.network, ids, task.job.contexts)
+    )
     found = {"log_r": log_r, "bleu": bleu, "gleu": gleu, "similarity": similarity}
     scores = {name: summary.mean for name, summary in found.items()}
     scores |= {f"{name}_low": summary.low for name, summary in found.items()}
@@ -234,29 +263,6 @@ def _scores(task: TextTask, drawn: Samples) -> dict[str, float]:
         "distinct": float(text_metrics.distinct(table, 2).mean()),
         **texts.shares(ids),
     }
-
-
-@torch.no_grad()
-def _similarity(
-    texts: TextSet, ids: Int[Tensor, "S L"], truth: Int[Tensor, "C 2 L"], contexts: int
-) -> Tensor:
-    """Cosine of mean features of the filling and the true middle, by the prior's own network.
-
-    Each is read inside its whole story, and only the generated positions are averaged.
-    """
-    network, rounds = texts.model.network, len(ids) // contexts
-    generated = (truth[:, 1] == GENERATED).float()
-
-    def features(rows: Int[Tensor, "R L"], weights: Tensor) -> Tensor:
-        hidden = torch.cat(
-            [network.hidden(part, torch.zeros(len(part))) for part in rows.split(64)]
-        )
-        return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
-
-    found = features(ids, generated.repeat(rounds, 1))
-    wanted = features(truth[:, 0], generated).repeat(rounds, 1)
-    mean = wanted.mean(0)
-    return torch.cosine_similarity(found - mean, wanted - mean).unflatten(0, (rounds, contexts)).T
 
 
 def _ess_by_context(task: TextTask, log_w: Tensor) -> float:

@@ -141,10 +141,10 @@ def greedy_similarity(
         raise InputError(f"baseline={baseline} must be below 1, the score of equal sentences")
     rows = []
     for row, reference in zip(samples, references, strict=True):
-        wanted, *found = [_directions(states) for states in embedder([reference, *row])]
+        wanted, *found = embedder([reference, *row])
         said = [bool(text.split()) for text in row]
         pairs = zip(found, said, strict=True)
-        rows.append([_match(states, wanted) if some else 0.0 for states, some in pairs])
+        rows.append([matching(states, wanted) if some else 0.0 for states, some in pairs])
     return (torch.tensor(rows) - baseline) / (1 - baseline)
 
 
@@ -168,6 +168,13 @@ def distinct(samples: Samples, n: int = 2) -> Float[Tensor, " stories"]:
         grams = [tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)]
         shares.append(len(set(grams)) / max(1, len(grams)))
     return torch.tensor(shares)
+
+
+def matching(found: Float[Tensor, "T d"], wanted: Float[Tensor, "S d"]) -> float:
+    """F1 of the best cosine match of each token (``greedy_similarity``), in [-1, 1]."""
+    cosines = _directions(found) @ _directions(wanted).T
+    precision, recall = cosines.amax(1).mean(), cosines.amax(0).mean()
+    return float(2 * precision * recall / (precision + recall))
 
 
 def _check(samples: Samples, references: Sequence[str]) -> None:
@@ -197,9 +204,3 @@ def _table(
 
 def _directions(states: Tensor) -> Float[Tensor, "T d"]:
     return torch.nn.functional.normalize(torch.as_tensor(states).double(), dim=1)
-
-
-def _match(found: Float[Tensor, "T d"], wanted: Float[Tensor, "S d"]) -> float:
-    cosines = found @ wanted.T
-    precision, recall = cosines.amax(1).mean(), cosines.amax(0).mean()
-    return float(2 * precision * recall / (precision + recall))

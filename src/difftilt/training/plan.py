@@ -22,6 +22,10 @@ class Optimisation:
         decay_from: share of the training after which the learning rate falls, in [0, 1].
         gradient_clip: largest norm of the gradient, or None.
         ema: decay of the exponential moving average that is used for sampling; 0 for none.
+        warm_up: first updates, over which the learning rates rise linearly; 0 for none.
+
+    Raises:
+        InputError: a negative warm-up.
     """
 
     learning_rate: float = 1.5e-3
@@ -32,6 +36,11 @@ class Optimisation:
     decay_from: float = 0.6
     gradient_clip: float | None = 1.0
     ema: float = 0.998
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 0:
+            raise InputError(f"warm_up={self.warm_up} must be 0 updates or more")
 
 
 @dataclass(frozen=True)

@@ -24,31 +24,10 @@ from difftilt.replay.behaviour import (
     Replay,
 )
 from difftilt.replay.buffer import ReplayBuffer
+from difftilt.training.partitions import LogPartition, partition_of
 from difftilt.training.plan import Optimisation, Training
 from difftilt.value_kernel import ValueKernel
-from difftilt.values import RunningLogMean, TokenValue, Value, VectorValue
-
-
-class LogPartition(nn.Module):
-    """A learned ``log Z``: one number, or one per condition label.
-
-    ``running`` is the running log mean of weights, for objectives that scale by it.
-
-    Arguments:
-        labels: number of conditions when they are integers 0 ... labels - 1; 0 for one number.
-    """
-
-    def __init__(self, labels: int = 0) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.zeros(max(labels, 1)))
-        self.labels = labels
-        self.running = RunningLogMean()
-
-    def forward(self, batch: int, condition: Tensor | None) -> Tensor:
-        """``log Z`` of each path, (B,)."""
-        if self.labels == 0 or condition is None:
-            return self.value.expand(batch)
-        return self.value[condition.long()]
+from difftilt.values import TokenValue, Value, VectorValue
 
 
 class MovingAverage:
@@ -101,9 +80,12 @@ def head_parameters(module: nn.Module | None) -> list[nn.Parameter]:
 
 
 def optimisers(
-    chain: Chain, log_z: nn.Module, plan: Optimisation, value: Value | None = None
+    chain: Chain, log_z: LogPartition, plan: Optimisation, value: Value | None = None
 ) -> list[torch.optim.Optimizer]:
-    """Adam for all, or Muon for hidden matrices; ``log Z`` and added heads have their own rates."""
+    """Adam for all, or Muon for hidden matrices; ``log Z`` and added heads have their own rates.
+
+    Of a ``log Z`` that is a network, its number alone has that rate.
+    """
     hidden, every = [], trainable(chain)
     if plan.hidden_learning_rate > 0:
         found = hidden_matrices(chain.kernel) + hidden_matrices(value)
@@ -111,11 +93,12 @@ def optimisers(
         hidden = list({id(p): p for p in found}.values())
     if value is not None:
         every = every + [p for p in value.parameters() if not any(p is q for q in every)]
+    every = every + [p for p in log_z.parameters() if p is not log_z.value]
     heads = [] if plan.head_learning_rate is None else head_parameters(chain.kernel)
     others = [p for p in every if not any(p is q for q in hidden + heads)]
     groups = [
         {"params": others, "lr": plan.learning_rate},
-        {"params": list(log_z.parameters()), "lr": plan.log_z_learning_rate},
+        {"params": [log_z.value], "lr": plan.log_z_learning_rate},
     ]
     if heads:
         groups.append({"params": heads, "lr": plan.head_learning_rate})
@@ -162,7 +145,7 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.plan.seed)
-        self.log_z = LogPartition(self.labels)
+        self.log_z = self._partition()
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
         objective = self.plan.objective
@@ -216,9 +199,11 @@ class TrainingState:
         return self.plan.beta_start + share * (self.beta - self.plan.beta_start)
 
     def learning_rate_scale(self) -> float:
-        """Constant, then cosine to zero over the rest of the training."""
-        start = self.plan.optimisation.decay_from
-        scale = 1.0 if self.warming else self.plan.optimisation.balance_scale
+        """Rising over the first updates, constant, then cosine to zero over the rest."""
+        optimisation = self.plan.optimisation
+        start = optimisation.decay_from
+        scale = 1.0 if self.warming else optimisation.balance_scale
+        scale *= min(1.0, (self.step + 1) / max(1, optimisation.warm_up))
         if self.progress <= start:
             return scale
         share = (self.progress - start) / max(1 - start, 1e-9)
@@ -228,6 +213,13 @@ class TrainingState:
         """Put the moving average into the posterior, for sampling (call again to undo)."""
         if self.plan.optimisation.ema > 0:
             self.average.swap()
+
+    def _partition(self) -> LogPartition:
+        """The learned log Z; a network of its own only where the objective asks for one."""
+        conditional = self.conditions is not None or self.data_conditions is not None
+        wanted = bool({"log_z", "log_h"} & self.plan.objective.needs)
+        with seeded(torch.Generator().manual_seed(self.plan.seed)):
+            return partition_of(self.chain, self.labels, conditional and wanted)
 
     def _conditions_of_data(self, count: int, generator: torch.Generator) -> Tensor:
         assert self.data_conditions is not None
