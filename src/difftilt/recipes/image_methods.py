@@ -21,6 +21,7 @@ from difftilt.errors import InputError
 from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.objectives.policy import DDPO, DPOK
 from difftilt.posteriors import Posterior, Target, load
+from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.makers import (
     ON_POLICY,
@@ -47,6 +48,7 @@ from difftilt.training.plan import Training
 STEPS = 20
 TRUTH_DRAWS = 4096
 SAMPLES = 1024
+CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -140,22 +142,21 @@ class ImageBench:
                 if name not in known:
                     raise InputError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
 
-    def __len__(self) -> int:
-        return len(self.targets) * len(self.methods) * len(self.seeds)
+    def cells(self) -> Cells:
+        """One per target, method and seed."""
+        names = cells_of(problem=self.targets, method=self.methods, seed=self.seeds)
+        return Cells(names, {"calls": self.calls, "samples": self.samples}, self._rows_of)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per target, method and seed, each made in a process of its own.
+        """One row per target, method and seed."""
+        return self.cells().rows()
 
-        A fresh process is what its peak memory is measured of.
-        """
-        context = multiprocessing.get_context("spawn")
-        for target in self.targets:
-            truth = truth_of(target)
-            for method in self.methods:
-                for seed in self.seeds:
-                    with context.Pool(1) as pool:
-                        run = ImageRun(target, method, seed, self.calls, self.samples)
-                        yield pool.apply(image_row, (run, truth))
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        """A row made in a process of its own, which is what its peak memory is measured of."""
+        truth = truth_of(cell["problem"])
+        run = ImageRun(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return [pool.apply(image_row, (run, truth))]
 
 
 @dataclass(frozen=True)
@@ -213,16 +214,20 @@ class ImageTruth:
 
 
 @cache
+def prior_draws(draws: int = TRUTH_DRAWS) -> Tensor:
+    """Samples of the shipped prior, drawn once for all targets."""
+    return load(fashion_prior_folder(), STEPS).sample(draws, seed=90_001)
+
+
+@cache
 def truth_of(name: str, draws: int = TRUTH_DRAWS) -> ImageTruth:
     """Prior samples accepted with probability r; the same ones for every method and seed."""
-    target = build_target(name)
-    drawn = Posterior(target, target.prior.chain).draw(draws, seed=90_001)
-    assert drawn.log_r is not None
+    target, x_0 = build_target(name), prior_draws(draws)
+    log_r = torch.cat([target.score(part) for part in x_0.split(CHUNK)])
     uniform = torch.rand(draws, generator=torch.Generator().manual_seed(90_002))
-    r = drawn.log_r.double().exp()
+    r = log_r.double().exp()
     error = float(r.std() / r.mean()) / draws**0.5
-    members = drawn.x_0[uniform.log() < drawn.log_r]
-    return ImageTruth(members, float(r.mean().log()), error)
+    return ImageTruth(x_0[uniform.log() < log_r], float(r.mean().log()), error)
 
 
 def _figures(drawn: Samples, truth: ImageTruth) -> dict[str, float | None]:
