@@ -16,6 +16,7 @@ from difftilt.objectives.payoff import RGDM
 from difftilt.objectives.policy import DDPO, DPOK
 from difftilt.posteriors import Target
 from difftilt.recipes.fashion import Fashion
+from difftilt.recipes.label_guidance import classifier_free, classifier_guided
 from difftilt.recipes.makers import (
     Change,
     FormChange,
@@ -111,6 +112,9 @@ def _trained_methods() -> dict[str, Maker]:
         "cep_paper": _by_itself(CEP("self_normalised", contrast=16), _value_guided),
         "rgdm": _by_itself(RGDM("value", candidates=4)),
         "rgdm_paper": _by_itself(RGDM("reward", candidates=4)),
+        "classifier_guidance": classifier_guided(),
+        "cfg": classifier_free(1.0),
+        "cfg_2": classifier_free(2.0),
         "advantage_weighted": trained(_on_policy(AdvantageWeighted(states="chain"))),
     }
 
