@@ -47,6 +47,15 @@ def test_each_kind_of_method_has_a_row(method: str, truth):
         assert 0 < row["ess"] <= 1
 
 
+@pytest.mark.parametrize("name", ["bright", "faint", "top_heavy"])
+def test_a_style_is_a_target_with_a_truth_by_rejection(name: str, truth):
+    """Members are nearer the wanted value than the prior, whose share of them is in (0, 1/2)."""
+    found, reward = truth_of(name, DRAWS), build_target(name).log_reward
+    assert 2 <= len(found.members) < DRAWS / 2
+    near = reward(found.members, None).mean() - reward(prior_draws(DRAWS), None).mean()
+    assert float(near) > 1 and build_target(name).log_bound == 0
+
+
 def test_a_union_adds_the_probabilities_of_its_classes():
     x = build_target("bag").prior.sample(8)
     union = build_target("footwear").log_reward(x, None).exp()

@@ -117,8 +117,8 @@ class Images(Kept):
     some 12 minutes, others a few. Give --json FILE, and --resume to go on after an interruption.
 
     Arguments:
-        target: wanted garments, e.g. bag, footwear or even (may be repeated); default one class and
-            one union.
+        target: wanted garments or style, e.g. bag, footwear, even, bright, faint or top_heavy (may
+            be repeated); default one class and one union.
         method: name of a method (may be repeated), or "all"; default those of the paper's table and
             the nearest relatives of each.
         seeds: seeds of the trainings.

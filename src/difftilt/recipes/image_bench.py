@@ -6,7 +6,7 @@ distance are in the features of the held-out classifier, which no training has s
 
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,10 +20,12 @@ from difftilt.errors import InputError
 from difftilt.posteriors import Posterior, Target, load
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.image_methods import image_methods, setting_of
-from difftilt.rewards import ClassifierReward
+from difftilt.rewards import ClassifierReward, LogReward
 from difftilt.sampling import Samples
 from difftilt.tasks.images import (
     FASHION_CLASSES,
+    Style,
+    StyleReward,
     diversity,
     fashion_prior_folder,
     features,
@@ -38,26 +40,39 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class ImageTarget:
-    """Which garments are wanted.
+    """What is wanted of an image.
 
     Arguments:
-        labels: indices of the classes; their probabilities are added.
+        reward: makes the log-reward, bounded by 0.
         summary: one line.
     """
 
-    labels: tuple[int, ...]
+    reward: Callable[[], LogReward]
     summary: str
 
 
+def _garments(summary: str, *labels: int) -> ImageTarget:
+    """One class, or several whose probabilities are added."""
+    return ImageTarget(lambda: ClassifierReward(load_classifier("reward"), labels), summary)
+
+
+def _style(summary: str, style: Style, wanted: float, width: float) -> ImageTarget:
+    return ImageTarget(lambda: StyleReward(style, wanted, width), summary)
+
+
 def image_targets() -> dict[str, ImageTarget]:
-    """The vision table's targets by name."""
+    """The vision table's targets by name: classes, unions of them, and styles."""
     single = {
-        name.replace(" ", "_").lower(): ImageTarget((i,), f"one class: {name}")
+        name.replace(" ", "_").lower(): _garments(f"one class: {name}", i)
         for i, name in enumerate(FASHION_CLASSES)
     }
     return single | {
-        "footwear": ImageTarget((5, 7, 9), "a union: sandal, sneaker or ankle boot"),
-        "even": ImageTarget((0, 2, 4, 6, 8), "the classes of even number"),
+        "footwear": _garments("a union: sandal, sneaker or ankle boot", 5, 7, 9),
+        "even": _garments("the classes of even number", 0, 2, 4, 6, 8),
+        "odd": _garments("the classes of odd number", 1, 3, 5, 7, 9),
+        "bright": _style("a style: much ink", "ink", 0.5, 0.05),
+        "faint": _style("a style: little ink", "ink", 0.12, 0.03),
+        "top_heavy": _style("a style: more ink above than below", "contrast", 0.08, 0.04),
     }
 
 
@@ -142,9 +157,8 @@ def image_row(run: ImageRun, truth: "ImageTruth") -> dict[str, Any]:
 
 
 def build_target(name: str) -> Target:
-    """The shipped prior tilted towards some garments."""
-    reward = ClassifierReward(load_classifier("reward"), image_targets()[name].labels)
-    return load(fashion_prior_folder(), STEPS).tilt(reward)
+    """The shipped prior tilted towards some garments or a style."""
+    return load(fashion_prior_folder(), STEPS).tilt(image_targets()[name].reward())
 
 
 @dataclass(frozen=True)
