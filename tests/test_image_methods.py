@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from difftilt.errors import InputError
-from difftilt.recipes.image_methods import (
+from difftilt.recipes.image_bench import (
     ImageBench,
     ImageRun,
     build_target,
-    image_methods,
     image_row,
     image_targets,
+    prior_draws,
     truth_of,
 )
+from difftilt.recipes.image_methods import default_image_methods, image_methods
 
 DRAWS = 96
 
@@ -33,17 +34,26 @@ def test_truth_is_the_prior_accepted_by_its_reward(truth):
     assert float(log_r.exp().mean()) > 0.5
 
 
-@pytest.mark.parametrize("method", ["importance", "lgdmc", "best_of_n", "fk_steering", "dpok"])
+@pytest.mark.parametrize("method", ["importance", "lgdmc", "svdd_argmax", "fk_steering", "dpok"])
 def test_each_kind_of_method_has_a_row(method: str, truth):
     row = image_row(ImageRun("even", method, 0, 400, 16), truth)
     assert row["method"] == method and row["problem"] == "even"
     for key in ("log_r", "frechet", "diversity", "seconds"):
         assert math.isfinite(row[key])
     assert 0.2 < row["diversity"] < 2
-    if method == "best_of_n":
+    if method == "svdd_argmax":
         assert row["ess"] is None and row["log_z_error"] is None
     else:
         assert 0 < row["ess"] <= 1
+
+
+@pytest.mark.parametrize("name", ["bright", "faint", "top_heavy"])
+def test_a_style_is_a_target_with_a_truth_by_rejection(name: str, truth):
+    """Members are nearer the wanted value than the prior, whose share of them is in (0, 1/2)."""
+    found, reward = truth_of(name, DRAWS), build_target(name).log_reward
+    assert 2 <= len(found.members) < DRAWS / 2
+    near = reward(found.members, None).mean() - reward(prior_draws(DRAWS), None).mean()
+    assert float(near) > 1 and build_target(name).log_bound == 0
 
 
 def test_a_union_adds_the_probabilities_of_its_classes():
@@ -54,6 +64,23 @@ def test_a_union_adds_the_probabilities_of_its_classes():
 
 
 FOOTWEAR = ("sandal", "sneaker", "ankle_boot")
+
+
+def test_every_kind_of_the_field_is_there_and_an_evening_runs_the_most_known():
+    field = {"rtb", "reward_weighted", "weighted_likelihood", "cep", "rgdm", "rgdm_paper"}
+    field |= {"ddpo", "ppo_kl", "dpok", "kl_control", "adjoint_matching", "align_prop", "draft"}
+    field |= {"dps", "lgdmc", "tds", "svdd", "svdd_argmax", "fk_steering", "best_of_n"}
+    assert field | {"importance", "importance_resampling"} <= set(image_methods())
+    assert set(default_image_methods()) < set(image_methods())
+
+
+def test_the_prior_is_drawn_once_for_all_targets(truth):
+    draws = prior_draws(DRAWS)
+    assert prior_draws(DRAWS) is draws
+    for name in ("even", "bag"):
+        members = truth_of(name, DRAWS).members
+        assert 0 < len(members) < DRAWS
+        assert all(any(torch.equal(x, y) for y in draws) for x in members)
 
 
 def test_names_are_checked_before_anything_runs():

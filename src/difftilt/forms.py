@@ -9,7 +9,7 @@ from difftilt.models.mlp import Size
 from difftilt.order_kernel import ordered
 from difftilt.token_heads import tempered
 from difftilt.value_kernel import ValueKernel
-from difftilt.values import VectorValue
+from difftilt.value_networks import value_for
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,15 @@ class Perceptron:
 
 @dataclass(frozen=True)
 class ValueGuided:
-    """The prior guided by the gradient of a learned ``log h``, a perceptron; what ``CEP`` trains.
+    """The prior guided by the gradient of a learned ``log h``; what ``CEP`` trains.
+
+    The value is a perceptron, or, where samples are images (C, H, W), a convolutional network.
 
     Arguments:
         scale: of the guidance; 1 aims at the posterior.
         largest_beta: one value for every β in (0, largest_beta]; None: for the target's β alone.
-        width: hidden width.
-        depth: hidden layers.
+        width: a perceptron's hidden width.
+        depth: a perceptron's hidden layers.
         frequencies: Fourier features of the prior's prediction, per dimension.
     """
 
@@ -144,8 +146,8 @@ class ValueGuided:
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
         size = Size(self.width, self.depth, self.frequencies)
-        value = VectorValue(chain.event_shape, chain.steps, size, self.largest_beta)
-        value = value.to(dtype=chain.like.dtype, device=chain.like.device)
+        _ = chain.gaussian  # raises the sentence about chains of tokens
+        value = value_for(chain, size, self.largest_beta)
         # The target's own β is set by who knows it (``ValueKernel.at``).
         beta = 1.0 if self.largest_beta is None else self.largest_beta
         return ValueKernel(value, chain.denoiser, chain.gaussian, self.scale, beta)

@@ -203,3 +203,25 @@ class TestFrechetDistance:
     def test_sets_must_fit(self):
         with pytest.raises(InputError, match=r"\(4, 3\) and \(4, 2\)"):
             garments.frechet_distance(torch.zeros(4, 3), torch.zeros(4, 2))
+
+
+class TestStyles:
+    def test_their_statistics_are_those_of_hand_made_images(self):
+        images = torch.full((3, 1, 28, 28), -1.0)
+        images[1, :, :14] = 1.0
+        images[2, :, :, :7] = 3.0  # beyond white is white
+        assert garments.style_of(images, "ink").tolist() == [0.0, 0.5, 0.25]
+        assert garments.style_of(images, "contrast").tolist() == [0.0, 1.0, 0.0]
+
+    def test_a_reward_is_a_gaussian_of_the_statistic_with_a_gradient(self):
+        images = torch.zeros(2, 1, 28, 28, requires_grad=True)
+        log_r = garments.StyleReward("ink", 0.3, 0.1)(images)
+        assert log_r.tolist() == pytest.approx([-2.0, -2.0], abs=1e-5)
+        (slope,) = torch.autograd.grad(log_r.sum(), images)
+        assert float(slope.sum((1, 2, 3))[0]) == pytest.approx(-(0.2 / 0.01) / 2, rel=1e-4)
+
+    def test_bad_options_are_named(self):
+        with pytest.raises(InputError, match="no style is called 'hue'; choose one of ink"):
+            garments.StyleReward("hue", 0.5, 0.1)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="width of a style is a number above 0, got 0"):
+            garments.StyleReward("ink", 0.5, 0)

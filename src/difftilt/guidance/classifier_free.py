@@ -8,17 +8,22 @@ places:
 * as a *kernel* on the conditional prior, ``DenoiserKernel(ClassifierFreeGuidance(...), ...)``: it
   then stands for the reward ``p(condition given x)^(guidance_scale - 1)``, and the certificate says
   how near it is to that target or to another.
+
+Where the conditional model is itself a posterior's kernel (fitted to labelled samples of an
+unconditional prior), ``ClassifierFreeKernel`` does the same with its shifts.
 """
 
 import math
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from difftilt.chains import Kernel
 from difftilt.denoisers import Denoiser, Level
 from difftilt.errors import InputError
+from difftilt.transitions import GaussianTilt
 
 
 @final
@@ -73,3 +78,54 @@ class ClassifierFreeGuidance(Denoiser):
             unconditional[:, :channels], conditional[:, :channels], self.guidance_scale
         )
         return torch.cat([clean, conditional[:, channels:]], 1)
+
+
+@final
+class ClassifierFreeKernel(Kernel):
+    """``δ = δ(null) + guidance_scale (δ(label) - δ(null))`` of one kernel under two labels.
+
+    With the exact kernel of ``p(x given label)`` a scale of 1 is exact. **Another scale is not**:
+    it does not sample ``p(x) p(label given x)^guidance_scale``, because the mean of a power is no
+    power of the mean. A learned scale of the noise is the label's.
+
+    Arguments:
+        kernel: reads an integer label as its condition; not a mixture.
+        label: the wanted one.
+        null: the label that means none.
+        guidance_scale: as in diffusers.
+
+    Raises:
+        InputError: the scale is not finite; when called: the kernel is a mixture.
+
+    Source: Ho and Salimans 2022, eq. 6 (arXiv 2207.12598).
+    """
+
+    def __init__(self, kernel: Kernel, label: int, null: int, guidance_scale: float = 1.0) -> None:
+        super().__init__()
+        if not math.isfinite(guidance_scale):
+            raise InputError(f"guidance_scale is a finite number, got {guidance_scale}")
+        self.kernel = kernel
+        self.label = label
+        self.null = null
+        self.guidance_scale = guidance_scale
+
+    def forward(
+        self,
+        x: Float[Tensor, "B ..."],
+        n: int | Int[Tensor, " B"],
+        prediction: Tensor,
+        condition: Tensor | None,
+    ) -> GaussianTilt:
+        wanted, plain = (self._under(y, x, n, prediction) for y in (self.label, self.null))
+        delta = torch.lerp(plain.delta, wanted.delta, self.guidance_scale)
+        return GaussianTilt(delta, wanted.log_scale)
+
+    def _under(self, label: int, x: Tensor, n: int | Tensor, prediction: Tensor) -> GaussianTilt:
+        labels = torch.full((len(x),), label, device=x.device)
+        tilt = self.kernel(x, n, prediction, labels)
+        if not isinstance(tilt, GaussianTilt):
+            raise InputError(
+                "classifier-free guidance moves one Gaussian per step, and this kernel has "
+                "several; use components=1"
+            )
+        return tilt

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from difftilt.chains import Chain
 from difftilt.errors import DifftiltError, InputError
 from difftilt.populations import PopulationSampler
+from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.exact import Effort, build, setting_of
 from difftilt.recipes.makers import Sampler
 from difftilt.recipes.methods import methods
@@ -47,20 +49,30 @@ class Bench:
             if method not in known:
                 raise InputError(f"unknown method {method!r}; choose one of {', '.join(known)}")
 
-    def __len__(self) -> int:
-        return len(self.problems) * len(self.methods) * len(self.seeds)
+    def cells(self) -> Cells:
+        """One per problem, method and seed."""
+        names = cells_of(problem=self.problems, method=self.methods, seed=self.seeds)
+        settings = {"calls": self.effort.network_calls, "budget": self.effort.seconds}
+        return Cells(names, settings, self._rows_of)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per problem, method and seed, as each is done."""
-        for name in self.problems:
-            problem = build(name)
-            for method in self.methods:
-                try:
-                    for seed in self.seeds:
-                        yield bench_row(problem, method, seed, self.effort)
-                except DifftiltError as error:
-                    # It needs a gradient of the reward or a Gaussian likelihood, or it diverged.
-                    print(f"{name} {method}: no row: {error}", file=sys.stderr, flush=True)
+        return self.cells().rows()
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        name, method = cell["problem"], cell["method"]
+        try:
+            return [bench_row(_built(name), method, cell["seed"], self.effort)]
+        except DifftiltError as error:
+            # It needs a gradient of the reward or a Gaussian likelihood, or it diverged.
+            print(f"{name} {method}: no row: {error}", file=sys.stderr, flush=True)
+            return []
+
+
+@lru_cache(maxsize=1)
+def _built(name: str) -> ExactProblem:
+    """A problem, whose truth may take long to work out, for all of its cells."""
+    return build(name)
 
 
 def bench_row(problem: ExactProblem, method: str, seed: int, effort: Effort) -> dict[str, Any]:

@@ -1,77 +1,55 @@
-"""The paper's vision table on the shipped image prior: methods beside rejection truth.
+"""The methods of the vision table on the shipped image prior.
 
-Every trained method gets a full copy of the prior's network and the same number of network calls.
-Truth is rejection: prior samples accepted with probability ``r^β``. Diversity and the Fréchet
-distance are in the features of the held-out classifier, which no training has seen.
+Every trained method gets a full copy of the prior's network, or, where a learned ``log h`` is what
+guides, a small convolutional network; and all get the same number of network calls.
 """
 
-import multiprocessing
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from difftilt.chains import Chain
-from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
-from difftilt.errors import InputError
+from difftilt.forms import Form, ValueGuided
 from difftilt.guidance.reconstruction import DPS, LGDMC
+from difftilt.objectives.base import Objective
+from difftilt.objectives.contrastive import CEP
+from difftilt.objectives.forward import AdvantageWeighted
+from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
+from difftilt.objectives.payoff import RGDM
 from difftilt.objectives.policy import DDPO, DPOK
-from difftilt.posteriors import Posterior, Target, load
+from difftilt.posteriors import Target
 from difftilt.recipes.fashion import Fashion
+from difftilt.recipes.label_guidance import classifier_free, classifier_guided
 from difftilt.recipes.makers import (
-    ON_POLICY,
+    Change,
+    FormChange,
     Maker,
     Setting,
     guided,
+    on_own_paths,
     populated,
     prior_alone,
     trained,
+    unchanged,
 )
-from difftilt.rewards import ClassifierReward
-from difftilt.sampling import Samples
-from difftilt.smc.methods import BestOfN, FKSteering
-from difftilt.tasks.images import (
-    FASHION_CLASSES,
-    diversity,
-    fashion_prior_folder,
-    features,
-    frechet_distance,
-    load_classifier,
-)
-from difftilt.training.plan import Training
+from difftilt.smc.methods import SVDD, TDS, BestOfN, FKSteering, ImportanceResampling
+from difftilt.smc.population import Population
+from difftilt.training.plan import Training, suited
 
-STEPS = 20
-TRUTH_DRAWS = 4096
 SAMPLES = 1024
-
-
-@dataclass(frozen=True)
-class ImageTarget:
-    """Which garments are wanted.
-
-    Arguments:
-        labels: indices of the classes; their probabilities are added.
-        summary: one line.
-    """
-
-    labels: tuple[int, ...]
-    summary: str
-
-
-def image_targets() -> dict[str, ImageTarget]:
-    """The vision table's targets by name."""
-    single = {
-        name.replace(" ", "_").lower(): ImageTarget((i,), f"one class: {name}")
-        for i, name in enumerate(FASHION_CLASSES)
-    }
-    return single | {
-        "footwear": ImageTarget((5, 7, 9), "a union: sandal, sneaker or ankle boot"),
-        "even": ImageTarget((0, 2, 4, 6, 8), "the classes of even number"),
-    }
+PATHWISE_RATE = 3e-4
+DEFAULTS = (
+    "rtb",
+    "reward_weighted",
+    "ddpo",
+    "ppo_kl",
+    "dpok",
+    "cep",
+    "kl_control",
+    "dps",
+    "lgdmc",
+    "tds",
+    "svdd",
+    "best_of_n",
+    "importance",
+)
 
 
 def setting_of(target: Target, calls: int, seed: int) -> Setting:
@@ -80,167 +58,86 @@ def setting_of(target: Target, calls: int, seed: int) -> Setting:
     return Setting(target, Fashion().form.build(), plan, calls, SAMPLES)
 
 
-def _on_policy(plan: Training) -> Training:
-    optimisation = replace(plan.optimisation, learning_rate=1e-4, balance_scale=1.0)
-    return replace(
-        plan, warm_start=0.0, behaviour=ON_POLICY, subset=None, optimisation=optimisation
-    )
+def _on_policy(objective: Objective, learning_rate: float = 1e-4) -> Change:
+    """The posterior's own paths, every step of them, and no warm start."""
+
+    def change(plan: Training) -> Training:
+        optimisation = replace(plan.optimisation, learning_rate=learning_rate, balance_scale=1.0)
+        return replace(
+            on_own_paths(plan), subset=None, optimisation=optimisation, objective=objective
+        )
+
+    return change
 
 
-def _ddpo(plan: Training) -> Training:
-    return replace(_on_policy(plan), objective=DDPO(0.2, updates=2))
+def _pathwise(objective: Objective) -> Maker:
+    """At the rate of RTB's own phase: these gradients are much less noisy than a policy's."""
+    return trained(_on_policy(objective, PATHWISE_RATE))
 
 
-def _dpok(plan: Training) -> Training:
-    return replace(_on_policy(plan), objective=DPOK())
+def _by_itself(objective: Objective, form: FormChange = unchanged) -> Maker:
+    """An objective of noised ends for the whole time, on the paths that it asks for."""
+
+    def change(plan: Training) -> Training:
+        optimisation = replace(plan.optimisation, balance_scale=1.0)
+        found = {"behaviour": plan.behaviour, **suited(objective), "warm_start": 0.0}
+        return replace(plan, optimisation=optimisation, objective=objective, **found)
+
+    return trained(change, form)
 
 
-def image_methods() -> dict[str, Maker]:
-    """The vision table's methods by name."""
+def _value_guided(form: Form | None) -> ValueGuided:
+    return ValueGuided()
+
+
+def _twisted_diffusion(particles: int, target: Target) -> Population:
+    return TDS(particles, DPS().kernel(target.prior.chain, target.log_reward))
+
+
+def _trained_methods() -> dict[str, Maker]:
     return {
         "rtb": trained(),
         "reward_weighted": trained(lambda plan: replace(plan, warm_start=1.0)),
-        "ddpo": trained(_ddpo),
-        "dpok": trained(_dpok),
+        "weighted_likelihood": trained(
+            lambda plan: replace(plan, warm_start=1.0, warm_start_loss="likelihood")
+        ),
+        "ddpo": trained(_on_policy(DDPO(0.2, updates=2))),
+        "ppo_kl": trained(_on_policy(DDPO(0.2, kl=True, updates=2))),
+        "dpok": trained(_on_policy(DPOK())),
+        "kl_control": _pathwise(KLControl()),
+        "adjoint_matching": _pathwise(AdjointMatching()),
+        "align_prop": _pathwise(AlignProp()),
+        "draft": _pathwise(DRaFT(1)),
+        "cep": _by_itself(CEP(), _value_guided),
+        "cep_paper": _by_itself(CEP("self_normalised", contrast=16), _value_guided),
+        "rgdm": _by_itself(RGDM("value", candidates=4)),
+        "rgdm_paper": _by_itself(RGDM("reward", candidates=4)),
+        "classifier_guidance": classifier_guided(),
+        "cfg": classifier_free(1.0),
+        "cfg_2": classifier_free(2.0),
+        "advantage_weighted": trained(_on_policy(AdvantageWeighted(states="chain"))),
+    }
+
+
+def _training_free_methods() -> dict[str, Maker]:
+    return {
         "dps": guided(DPS()),
         "lgdmc": guided(LGDMC(4)),
         "fk_steering": populated(lambda k, target: FKSteering(k, every=4)),
+        "tds": populated(_twisted_diffusion, calls_per_step=2),
+        "svdd": populated(lambda k, target: SVDD(k)),
+        "svdd_argmax": populated(lambda k, target: SVDD(k, argmax=True)),
         "best_of_n": populated(lambda k, target: BestOfN(k)),
+        "importance_resampling": populated(lambda k, target: ImportanceResampling(k)),
         "importance": prior_alone,
     }
 
 
-@dataclass(frozen=True)
-class ImageBench:
-    """What the vision table runs.
-
-    Arguments:
-        targets: by name.
-        methods: by name.
-        seeds: of the trainings.
-        calls: network calls of each training.
-        samples: drawn of each sampler.
-
-    Raises:
-        InputError: an unknown target or method.
-    """
-
-    targets: list[str]
-    methods: list[str]
-    seeds: list[int]
-    calls: int
-    samples: int
-
-    def __post_init__(self) -> None:
-        for chosen, known, what in (
-            (self.targets, image_targets(), "target"),
-            (self.methods, image_methods(), "method"),
-        ):
-            for name in chosen:
-                if name not in known:
-                    raise InputError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
-
-    def __len__(self) -> int:
-        return len(self.targets) * len(self.methods) * len(self.seeds)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per target, method and seed, each made in a process of its own.
-
-        A fresh process is what its peak memory is measured of.
-        """
-        context = multiprocessing.get_context("spawn")
-        for target in self.targets:
-            truth = truth_of(target)
-            for method in self.methods:
-                for seed in self.seeds:
-                    with context.Pool(1) as pool:
-                        run = ImageRun(target, method, seed, self.calls, self.samples)
-                        yield pool.apply(image_row, (run, truth))
+def image_methods() -> dict[str, Maker]:
+    """The vision table's methods by name."""
+    return _trained_methods() | _training_free_methods()
 
 
-@dataclass(frozen=True)
-class ImageRun:
-    """One cell of the vision table; as of ``ImageBench``."""
-
-    target: str
-    method: str
-    seed: int
-    calls: int
-    samples: int
-
-
-def image_row(run: ImageRun, truth: "ImageTruth") -> dict[str, Any]:
-    """Make one sampler of one target and measure it."""
-    target = build_target(run.target)
-    before = _peak()
-    start = time.perf_counter()
-    sampler = image_methods()[run.method](setting_of(target, run.calls, run.seed))
-    trained, spent = time.perf_counter() - start, target.prior.chain.calls.total
-    made = Posterior(target, sampler) if isinstance(sampler, Chain) else sampler
-    drawn = made.draw(run.samples, run.seed + 1)
-    seconds, peak = time.perf_counter() - start, _peak() - before
-    return {
-        "problem": run.target,
-        "method": run.method,
-        "seed": run.seed,
-        **_figures(drawn, truth),
-        "network_calls": spent,
-        "training_seconds": trained,
-        "seconds": seconds,
-        "peak_mb": peak,
-    }
-
-
-def build_target(name: str) -> Target:
-    """The shipped prior tilted towards some garments."""
-    reward = ClassifierReward(load_classifier("reward"), image_targets()[name].labels)
-    return load(fashion_prior_folder(), STEPS).tilt(reward)
-
-
-@dataclass(frozen=True)
-class ImageTruth:
-    """Rejection truth of a target.
-
-    Arguments:
-        members: accepted prior samples.
-        log_z: of all of them, nats.
-        standard_error: of ``log_z``.
-    """
-
-    members: Tensor
-    log_z: float
-    standard_error: float
-
-
-@cache
-def truth_of(name: str, draws: int = TRUTH_DRAWS) -> ImageTruth:
-    """Prior samples accepted with probability r; the same ones for every method and seed."""
-    target = build_target(name)
-    drawn = Posterior(target, target.prior.chain).draw(draws, seed=90_001)
-    assert drawn.log_r is not None
-    uniform = torch.rand(draws, generator=torch.Generator().manual_seed(90_002))
-    r = drawn.log_r.double().exp()
-    error = float(r.std() / r.mean()) / draws**0.5
-    members = drawn.x_0[uniform.log() < drawn.log_r]
-    return ImageTruth(members, float(r.mean().log()), error)
-
-
-def _figures(drawn: Samples, truth: ImageTruth) -> dict[str, float | None]:
-    assert drawn.log_r is not None
-    log_w = drawn.log_w
-    judge = load_classifier("heldout")
-    seen, exact = features(judge, drawn.x_0), features(judge, truth.members)
-    return {
-        "log_r": float(drawn.log_r.mean()),
-        "frechet": frechet_distance(seen, exact),
-        "diversity": diversity(seen) / diversity(exact),
-        "log_z_error": None if log_w is None else log_evidence(log_w).value - truth.log_z,
-        "ess": None if log_w is None else effective_sample_size(log_w),
-    }
-
-
-def _peak() -> float:
-    """Largest resident memory of this process so far, MB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def default_image_methods() -> list[str]:
+    """Those that the bench runs if none is named: what the papers compare with."""
+    return list(DEFAULTS)

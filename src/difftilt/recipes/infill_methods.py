@@ -23,6 +23,7 @@ from difftilt.objectives.supervised import Supervised
 from difftilt.objectives.wake import Wake
 from difftilt.posteriors import Posterior, Sources
 from difftilt.recipes.base import Job
+from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.infill import Infill, prompted, residual_spread
 from difftilt.recipes.similarity import story_similarity
 from difftilt.recipes.text_sets import DataName
@@ -209,15 +210,18 @@ class TextBench:
             if name not in known:
                 raise InputError(f"unknown method {name!r}; choose one of {', '.join(known)}")
 
-    def __len__(self) -> int:
-        return len(self.methods) * len(self.seeds)
+    def cells(self) -> Cells:
+        """One per method and seed."""
+        names = cells_of(problem=[self.data], method=self.methods, seed=self.seeds)
+        return Cells(names, {"calls": self.calls, "contexts": self.contexts}, self._rows_of)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per method and seed."""
-        for method in self.methods:
-            for seed in self.seeds:
-                recipe = Infill(data=self.data, contexts=self.contexts)
-                yield text_row(TextTask(recipe, recipe.job(), self.calls, seed), method)
+        return self.cells().rows()
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        recipe = Infill(data=self.data, contexts=self.contexts)
+        return [text_row(TextTask(recipe, recipe.job(), self.calls, cell["seed"]), cell["method"])]
 
 
 def text_row(task: TextTask, method: str) -> dict[str, Any]:

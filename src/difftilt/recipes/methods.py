@@ -22,6 +22,7 @@ from difftilt.objectives.subtrajectory import (
     SubTrajectoryBalance,
 )
 from difftilt.posteriors import Target
+from difftilt.recipes.label_guidance import classifier_free, classifier_guided
 from difftilt.recipes.makers import (
     ON_POLICY,
     Maker,
@@ -229,6 +230,23 @@ def _pathwise_methods() -> dict[str, Method]:
     }
 
 
+def _label_methods() -> dict[str, Method]:
+    return {
+        "classifier_guidance": Method(
+            "guidance by a noisy classifier of labelled prior samples",
+            classifier_guided(),
+        ),
+        "cfg": Method(
+            "a class-conditional model of labelled prior samples, w = 1", classifier_free(1.0)
+        ),
+        "cfg_2": Method(
+            "classifier-free guidance: the same, extrapolated with w = 2",
+            classifier_free(2.0),
+            consistent=False,
+        ),
+    }
+
+
 def _training_free_methods() -> dict[str, Method]:
     return {
         "dps": Method("DPS: the reward's slope at the clean prediction", guided(DPS()), False),
@@ -263,7 +281,7 @@ def _training_free_methods() -> dict[str, Method]:
 
 def methods() -> dict[str, Method]:
     """Every method of the bench by name; ablations of the recipe last."""
-    trained = _trained_methods() | _end_methods() | _pathwise_methods()
+    trained = _trained_methods() | _end_methods() | _pathwise_methods() | _label_methods()
     return trained | _training_free_methods() | _ablations()
 
 

@@ -18,6 +18,24 @@ AXES = {
 }
 
 
+def ranked(rows: Sequence[dict[str, Any]], best: str, largest: bool = True) -> list[dict[str, Any]]:
+    """The rows themselves, the best first within each problem.
+
+    Arguments:
+        rows: with "problem" and numbers (or None, which comes last).
+        best: the key by which they are sorted.
+        largest: whether the largest comes first.
+    """
+    order = list(dict.fromkeys(row["problem"] for row in rows))
+    sign = -1 if largest else 1
+
+    def rank(row: Row) -> tuple[int, float]:
+        value = row[best]
+        return order.index(row["problem"]), math.inf if value is None else sign * value
+
+    return sorted(rows, key=rank)
+
+
 def compared(
     rows: Sequence[Row], keys: Sequence[str], best: str, largest: bool = True
 ) -> list[dict[str, Any]]:

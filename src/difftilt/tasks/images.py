@@ -104,6 +104,57 @@ def load_classifier(name: ClassifierName) -> GarmentClassifier:
     return classifier.eval().requires_grad_(False)
 
 
+Style = Literal["ink", "contrast"]
+STYLES: tuple[Style, ...] = get_args(Style)
+
+
+@final
+class StyleReward:
+    """An energy of an image's style: how far a statistic of it is from a wanted value.
+
+        log r(x) = - (s(x) - wanted)² / (2 width²) <= 0
+
+    Grey garments have no hue; these are what the hue energies of contrastive energy prediction's
+    image task come to here. Pixels are read as ink in [0, 1], ``(x + 1) / 2``, clamped:
+
+    * ``"ink"``: mean ink of the image, how much of it the garment covers and how bright it is;
+    * ``"contrast"``: mean ink of the upper half minus that of the lower half.
+
+    Arguments:
+        style: which statistic s.
+        wanted: its value, in [0, 1] for ink and in [-1, 1] for contrast.
+        width: standard deviation around it, above 0.
+
+    Raises:
+        InputError: an unknown style, or a width that is not positive.
+
+    Source: after Lu et al. 2023, contrastive energy prediction (arXiv 2304.12824).
+    """
+
+    def __init__(self, style: Style, wanted: float, width: float) -> None:
+        if style not in STYLES:
+            raise InputError(f"no style is called {style!r}; choose one of {', '.join(STYLES)}")
+        if not width > 0:
+            raise InputError(f"the width of a style is a number above 0, got {width}")
+        self.style: Style = style
+        self.wanted = wanted
+        self.width = width
+        self.bound: float | None = 0.0
+
+    def __call__(self, images: Float[Tensor, "B 1 H W"]) -> Float[Tensor, " B"]:
+        found = style_of(images, self.style)
+        return -0.5 * ((found - self.wanted) / self.width).square()
+
+
+def style_of(images: Float[Tensor, "B 1 H W"], style: Style) -> Float[Tensor, " B"]:
+    """A statistic of each image's style, as of ``StyleReward``."""
+    ink = ((images + 1) / 2).clamp(0, 1)
+    if style == "ink":
+        return ink.mean((1, 2, 3))
+    half = images.shape[2] // 2
+    return ink[:, :, :half].mean((1, 2, 3)) - ink[:, :, -half:].mean((1, 2, 3))
+
+
 @torch.no_grad()
 def features(
     classifier: GarmentClassifier, images: Float[Tensor, " B 1 28 28"], *, chunk: int = 256

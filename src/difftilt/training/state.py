@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.chains import Chain
-from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.errors import InputError
 from difftilt.models.heads import ZeroLinear
 from difftilt.noise import seeded
@@ -27,7 +26,8 @@ from difftilt.replay.buffer import ReplayBuffer
 from difftilt.training.partitions import LogPartition, partition_of
 from difftilt.training.plan import Optimisation, Training
 from difftilt.value_kernel import ValueKernel
-from difftilt.values import TokenValue, Value, VectorValue
+from difftilt.value_networks import value_for
+from difftilt.values import Value
 
 
 class MovingAverage:
@@ -279,11 +279,7 @@ def value_of(chain: Chain, objective: Objective) -> Value | None:
             f"{type(objective).__name__} trains a value, and the posterior has to be guided by it; "
             "use form=ValueGuided() (or a ValueKernel)"
         )
-    if isinstance(chain.diffusion, MaskedDiffusion):
-        value = TokenValue(chain.diffusion.vocab_size, chain.event_shape[0])
-    else:
-        value = VectorValue(chain.event_shape, chain.steps)
-    return value.to(dtype=chain.like.dtype, device=chain.like.device)
+    return value_for(chain)
 
 
 def trainable(chain: Chain) -> list[nn.Parameter]:
