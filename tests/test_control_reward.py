@@ -8,8 +8,7 @@ from difftilt.controls import ControlReward
 from difftilt.errors import InputError
 from difftilt.forms import Perceptron
 from difftilt.kernels import VectorKernel
-from difftilt.models.labels import label_code
-from difftilt.models.labels import Labels
+from difftilt.models.labels import Labels, label_code
 from difftilt.models.mlp import Size
 from difftilt.posteriors import Prior
 from difftilt.rewards import CheckedReward

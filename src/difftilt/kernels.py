@@ -100,7 +100,9 @@ class VectorKernel(Kernel):
             return GaussianTilt(delta[:, 0], log_scale[:, 0])
         return MixtureTilt(delta, log_scale, logits.squeeze(2))
 
-    def _outputs(self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None) -> Tensor:
+    def _outputs(
+        self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None
+    ) -> Tensor:
         output = self.network(x, prediction, n, code)
         return output if self.reads is None or code is None else output * self.reads.weight(code)
 

@@ -18,7 +18,7 @@ from difftilt.chains import Chain
 from difftilt.errors import InputError
 from difftilt.transitions import Gaussian, GaussianTilt, MixtureTilt, Tilt
 
-SPACING, REACH = 0.02, 4.0
+SPACING, REACH = 0.03, 4.0
 FAR = 9.0
 """In standard deviations; beyond it a density is nothing."""
 
@@ -43,22 +43,25 @@ class LineLaw:
         """``log E[exp(values)]``."""
         return (self.mass.log() + values).logsumexp(0)
 
-    def best_of(self, count: int, worth: Float[Tensor, " G"]) -> "LineLaw":
-        """The law of the worthiest of ``count`` independent draws.
-
-        With F the probability to be worth at most as much, a point that no other equals in worth
-        has mass ``F^n - (F - mass)^n``.
-        """
-        order = worth.argsort()
-        below = self.mass[order].cumsum(0).clamp(max=1)
-        power = torch.cat([below.new_zeros(1), below]) ** count
-        found = torch.empty_like(self.mass)
-        found[order] = power[1:] - power[:-1]
-        return LineLaw(self.x, found / found.sum())
-
     def total_variation(self, other: "LineLaw") -> float:
         """``Σ |p - q| / 2`` of two laws on the same grid."""
         return 0.5 * float((self.mass - other.mass).abs().sum())
+
+
+def best_of(
+    mass: Float[Tensor, " M"], worth: Float[Tensor, " M"], count: int
+) -> Float[Tensor, " M"]:
+    """Masses of the worthiest of ``count`` independent draws from a discrete law.
+
+    With F the probability to be worth at most as much, a point that no other equals in worth has
+    mass ``F^n - (F - mass)^n``.
+    """
+    order = worth.argsort()
+    below = mass[order].cumsum(0).clamp(max=1)
+    power = torch.cat([below.new_zeros(1), below]) ** count
+    found = torch.empty_like(mass)
+    found[order] = power[1:] - power[:-1]
+    return found / found.sum()
 
 
 @torch.no_grad()

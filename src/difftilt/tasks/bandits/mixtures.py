@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -89,7 +88,9 @@ class ContextualDenoiser(Denoiser):
 
     def forward(self, x_t: Actions, level: Level) -> Actions:
         if self._log_weights is None or self._means is None:
-            raise InputError("this prior reads a state; bind one with given(states of shape (1, S))")
+            raise InputError(
+                "this prior reads a state; bind one with given(states of shape (1, S))"
+            )
         alpha, sigma, variance = level.alpha, level.sigma, self.mixture.std**2
         total = alpha**2 * variance + sigma**2
         gaps = (x_t[:, None] - _over(alpha) * self._means).square().sum(2)

@@ -25,7 +25,6 @@ Source of the setting: Lu et al. 2023, sections 4 and 5.1 (arXiv 2304.12824).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -189,6 +188,3 @@ def plane_axes(dimension: int, like: Tensor) -> Float[Tensor, "d 2"]:
 
 def _embedded(points: Float[Tensor, "... 2"], dimension: int) -> Float[Tensor, "... d"]:
     return points @ plane_axes(dimension, points).T
-
-
-Draw = Callable[[int, torch.Generator], Tensor]
