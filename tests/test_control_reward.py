@@ -8,7 +8,7 @@ from difftilt.controls import ControlReward
 from difftilt.errors import InputError
 from difftilt.forms import Perceptron
 from difftilt.kernels import VectorKernel
-from difftilt.models.labels import label_code
+from difftilt.models.labels import Labels, label_code
 from difftilt.models.mlp import Size
 from difftilt.posteriors import Prior
 from difftilt.rewards import CheckedReward
@@ -58,7 +58,7 @@ def test_conditions_that_are_no_labels(condition: Tensor | None, message: str):
 
 @pytest.mark.parametrize("components", [1, 3])
 def test_a_labelled_kernel_starts_at_the_prior_whatever_the_labels(components: int):
-    kernel = VectorKernel((2,), 3, components, size=Size(16), labels=LABELS)
+    kernel = VectorKernel((2,), 3, components, size=Size(16), reads=Labels(LABELS))
     chain = gaussian_chain(2).tilted(kernel).given(CONDITION)
     path = rollout(chain, 4, noise())
     assert path.log_ratio is not None and not path.log_ratio.any()
@@ -66,7 +66,7 @@ def test_a_labelled_kernel_starts_at_the_prior_whatever_the_labels(components: i
 
 @pytest.mark.parametrize("components", [1, 3])
 def test_labels_are_read_once_their_embeddings_have_moved(components: int):
-    kernel = VectorKernel((2,), 3, components, True, Size(16, frequencies=2), LABELS)
+    kernel = VectorKernel((2,), 3, components, True, Size(16, frequencies=2), Labels(LABELS))
     x, prediction = torch.ones(4, 2), torch.ones(4, 2)
     embeddings = kernel.network.first.weight[:, 4:9]
     assert not embeddings.any() and kernel.network.first.weight[:, 9:].any()

@@ -9,6 +9,7 @@ import tyro
 
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.pathwise import KLControl
+from difftilt.recipes.bandits import HELD_OUT, BanditBench, Budget, bandit_methods
 from difftilt.recipes.cells import Cell, Cells, cells_of, run_cells
 from difftilt.recipes.controls import controls_plan, two_controls
 from difftilt.recipes.exact import Effort, check_name
@@ -20,6 +21,8 @@ from difftilt.recipes.methods import default_methods
 from difftilt.recipes.text_sets import DataName
 from difftilt.report.comparison import compared, draw_comparison, ranked
 from difftilt.report.tables import Column
+from difftilt.tasks.bandits import Bandit
+from difftilt.tasks.bandits.problems import Critic, Geometry
 from difftilt.tasks.exact.two_cells import label_rows
 
 GAUSSIAN_PROBLEMS = (
@@ -223,6 +226,46 @@ def controls(options: Annotated[Controls, tyro.conf.arg(name="")]) -> Result:
 
 
 @dataclass(frozen=True)
+class Bandits(Kept):
+    """Offline control with the answer: bandits in many states, one policy for all β in [0, 10].
+
+    Arguments:
+        geometry: of the behaviour policy's actions: line (1), ring (2) or space (6 numbers).
+        critic: "rare" (the best actions are rarely taken) or "goal" (a quadratic).
+        method: name of a method (may be repeated); default all.
+        seeds: of the trainings.
+        updates: of each training.
+        states: held-out states to judge in.
+        steps: N of the behaviour's chain; guided methods take 60 if this is less.
+    """
+
+    geometry: Geometry = "line"
+    critic: Critic = "rare"
+    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    seeds: tuple[int, ...] = (0,)
+    updates: int = 2000
+    states: int = HELD_OUT
+    steps: int = 12
+
+
+def bandits(options: Annotated[Bandits, tyro.conf.arg(name="")]) -> Result:
+    """Offline control with the answer: bandits in many states, one policy for all β.
+
+    Args:
+        options: what to run, and where to write.
+    """
+    chosen, seeds = list(options.method) or list(bandit_methods()), list(options.seeds)
+    problem = Bandit(options.geometry, options.critic, options.steps)
+    bench = BanditBench([problem], chosen, seeds, Budget(options.updates), options.states)
+    rows = options.rows(bench.cells())
+    if len(_seeds(rows)) < 2:
+        return Result(rows, ranked(rows, "tv_mean", False), BANDIT_COLUMNS, BANDIT_LEGEND)
+    columns = [c for c in BANDIT_COLUMNS if c.key != "seed"]
+    shown = compared(rows, [c.key for c in columns], best="tv_mean", largest=False)
+    return Result(rows, shown, columns, BANDIT_LEGEND)
+
+
+@dataclass(frozen=True)
 class Labels(Kept):
     """What contrastive energy prediction learns of a gap of log h, by enumeration.
 
@@ -361,6 +404,22 @@ CONTROL_COLUMNS = [
 CONTROL_LEGEND = """\
 TV: of mode weights to the closed form, raw, importance-weighted, and of the exact posterior under
 the learned classifiers, which no sampler can beat; ELBO - log Z: nats."""
+BANDIT_COLUMNS = [
+    Column("problem"),
+    Column("method"),
+    Column("seed"),
+    Column("steps", "N"),
+    *[Column(f"{what}_{b}", f"{what} β={b}", 3) for b in (0, 1, 3, 10) for what in ("mean", "max")],
+    Column("tv_mean", "mean", 3),
+    Column("tv_max", "max", 3),
+    Column("within", "within .02", 3),
+    Column("floor", digits=2),
+    Column("seconds", "CPU s", 2),
+]
+BANDIT_LEGEND = """\
+Total variation to the optimal policy, mean and largest over held-out states: of the laws of actions
+on the line, exact; else of mode weights, counted from draws, with "floor" what draws of the optimal
+policy itself would show on average; within .02: share of all (state, β); CPU s: of the training."""
 LABEL_COLUMNS = [
     Column("beta"),
     Column("a"),
@@ -377,6 +436,7 @@ in nats: exact, and at the optimum of each loss over all sets of K."""
 TABLES = {
     "exact": Table(exact, "every method on problems with a known answer"),
     "controls": Table(controls, "CTRL's task: two controls learned apart, used together"),
+    "bandits": Table(bandits, "offline control with the answer: many states, every β at once"),
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "infill": Table(infill, "the text table: the missing sentence of held-out stories"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),

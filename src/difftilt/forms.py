@@ -4,8 +4,11 @@ a value whose gradient guides."""
 from dataclasses import dataclass
 
 from difftilt.chains import Chain, Kernel
+from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size
+from difftilt.models.numbers import Numbers
 from difftilt.order_kernel import ordered
 from difftilt.token_heads import tempered
 from difftilt.value_kernel import ValueKernel
@@ -100,6 +103,8 @@ class Perceptron:
         depth: hidden layers.
         frequencies: Fourier features of the prior's prediction, per dimension.
         labels: number of values of each label of the condition, (B, K) integers; empty for none.
+        numbers: usual size of each number of the condition, (B, K) floats; empty for none.
+        largest_beta: the condition's last number is β in [0, largest_beta]; None: it has no β.
         linear: also a linear map of each step, from the state and the prediction to the shift.
     """
 
@@ -109,7 +114,24 @@ class Perceptron:
     depth: int = 3
     frequencies: int = 8
     labels: tuple[int, ...] = ()
+    numbers: tuple[float, ...] = ()
+    largest_beta: float | None = None
     linear: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels and (self.numbers or self.largest_beta is not None):
+            raise InputError(
+                "a condition holds labels or numbers; give Perceptron labels=... or numbers=..."
+            )
+
+    @property
+    def reads(self) -> Labels | Numbers | None:
+        """What it reads of the condition."""
+        if self.labels:
+            return Labels(self.labels)
+        if self.numbers or self.largest_beta is not None:
+            return Numbers(self.numbers, self.largest_beta)
+        return None
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
@@ -119,7 +141,7 @@ class Perceptron:
             self.components,
             self.learned_variance,
             Size(self.width, self.depth, self.frequencies, self.linear),
-            self.labels,
+            self.reads,
         )
 
 
@@ -132,6 +154,7 @@ class ValueGuided:
     Arguments:
         scale: of the guidance; 1 aims at the posterior.
         largest_beta: one value for every β in (0, largest_beta]; None: for the target's β alone.
+        numbers: usual size of each number of the condition, (B, K) floats; empty for none.
         width: a perceptron's hidden width.
         depth: a perceptron's hidden layers.
         frequencies: Fourier features of the prior's prediction, per dimension.
@@ -139,6 +162,7 @@ class ValueGuided:
 
     scale: float = 1.0
     largest_beta: float | None = None
+    numbers: tuple[float, ...] = ()
     width: int = 96
     depth: int = 3
     frequencies: int = 8
@@ -147,7 +171,8 @@ class ValueGuided:
         """The kernel on a prior's chain, at its starting point."""
         size = Size(self.width, self.depth, self.frequencies)
         _ = chain.gaussian  # raises the sentence about chains of tokens
-        value = value_for(chain, size, self.largest_beta)
+        reads = Numbers(self.numbers) if self.numbers else None
+        value = value_for(chain, size, self.largest_beta, reads)
         # The target's own β is set by who knows it (``ValueKernel.at``).
         beta = 1.0 if self.largest_beta is None else self.largest_beta
         return ValueKernel(value, chain.denoiser, chain.gaussian, self.scale, beta)

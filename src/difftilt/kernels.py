@@ -22,8 +22,9 @@ from difftilt.denoisers import Denoiser
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
-from difftilt.models.labels import label_code
+from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size, StepLinear, StepMLP
+from difftilt.models.numbers import Numbers
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
 
 DEFAULT_SIZE = Size()
@@ -38,11 +39,11 @@ class VectorKernel(Kernel):
         components: K of the mixture; 1 for a Gaussian.
         learned_variance: also learn the (diagonal) variance; always on for a mixture.
         size: of the ``StepMLP``.
-        labels: number of values of each label that the condition holds, (B, K) integers; their
-            embeddings are added in the first layer and start at zero. Empty: it reads no condition.
+        reads: the labels or the numbers of the condition, or None: it reads none. Embeddings of
+            labels are added in the first layer and start at zero.
 
     Raises:
-        InputError: fewer than one component; or, when called, a condition that is not such labels.
+        InputError: fewer than one component; or, when called, a condition that is not as read.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class VectorKernel(Kernel):
         components: int = 1,
         learned_variance: bool = False,
         size: Size = DEFAULT_SIZE,
-        labels: Sequence[int] = (),
+        reads: Labels | Numbers | None = None,
     ) -> None:
         super().__init__()
         if components < 1:
@@ -61,7 +62,8 @@ class VectorKernel(Kernel):
         self.components = components
         self.learned_variance = learned_variance or components > 1
         self.dimension = math.prod(self.event_shape)
-        self.labels = tuple(labels)
+        self.reads = reads
+        extra = 0 if reads is None else reads.count
         per_component = self.dimension * (1 + self.learned_variance) + (components > 1)
         self.network = StepMLP(
             self.dimension,
@@ -69,11 +71,12 @@ class VectorKernel(Kernel):
             steps,
             size,
             mask_groups=components,
-            extra=sum(self.labels),
+            extra=extra,
         )
         self.linear = StepLinear(self.dimension, self.dimension, steps) if size.linear else None
-        embedding = slice(2 * self.dimension, 2 * self.dimension + sum(self.labels))
-        nn.init.zeros_(self.network.first.weight[:, embedding].detach())
+        if isinstance(reads, Labels):
+            embedding = slice(2 * self.dimension, 2 * self.dimension + extra)
+            nn.init.zeros_(self.network.first.weight[:, embedding].detach())
 
     def forward(
         self,
@@ -82,8 +85,8 @@ class VectorKernel(Kernel):
         prediction: Tensor,
         condition: Tensor | None,
     ) -> Tilt:
-        code = label_code(condition, self.labels, x) if self.labels else None
-        output = self.network(x, prediction, n, code)
+        code = None if self.reads is None else self.reads.code(condition, x)
+        output = self._outputs(x, prediction, n, code)
         shape = (len(x), self.components, *self.event_shape)
         grouped = output.reshape(len(x), self.components, -1)
         delta, scale, logits = grouped.tensor_split([self.dimension, 2 * self.dimension], 2)
@@ -96,6 +99,12 @@ class VectorKernel(Kernel):
         if self.components == 1:
             return GaussianTilt(delta[:, 0], log_scale[:, 0])
         return MixtureTilt(delta, log_scale, logits.squeeze(2))
+
+    def _outputs(
+        self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None
+    ) -> Tensor:
+        output = self.network(x, prediction, n, code)
+        return output if self.reads is None or code is None else output * self.reads.weight(code)
 
 
 class DenoiserKernel(Kernel):

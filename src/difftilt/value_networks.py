@@ -10,6 +10,7 @@ from difftilt.chains import Chain
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.models.convolutional import LevelConvolutions
 from difftilt.models.mlp import Size
+from difftilt.models.numbers import Numbers
 from difftilt.values import TokenValue, Value, VectorValue
 
 
@@ -56,18 +57,24 @@ class ImageValue(Value):
         return f + self.anchor(beta)
 
 
-def value_for(chain: Chain, size: Size | None = None, largest_beta: float | None = None) -> Value:
+def value_for(
+    chain: Chain,
+    size: Size | None = None,
+    largest_beta: float | None = None,
+    reads: Numbers | None = None,
+) -> Value:
     """The value that suits a chain's states, in its dtype and on its device.
 
     Arguments:
         chain: of vectors, of images (C, H, W), or of masked tokens.
         size: of a perceptron for vectors; None for the default.
         largest_beta: train over β in (0, largest_beta]; not of tokens. None: one β.
+        reads: the numbers of the condition that a vector's value reads; None: none.
     """
     if isinstance(chain.diffusion, MaskedDiffusion):
         value: Value = TokenValue(chain.diffusion.vocab_size, chain.event_shape[0])
     elif len(chain.event_shape) == 3:
         value = ImageValue(chain.event_shape, chain.steps, largest_beta=largest_beta)
     else:
-        value = VectorValue(chain.event_shape, chain.steps, size, largest_beta)
+        value = VectorValue(chain.event_shape, chain.steps, size, largest_beta, reads)
     return value.to(dtype=chain.like.dtype, device=chain.like.device)

@@ -18,6 +18,7 @@ from difftilt._ops import log_mean_exp
 from difftilt.chains import Chain, Path
 from difftilt.diffusions.masked import completed
 from difftilt.models.mlp import Size, StepMLP
+from difftilt.models.numbers import Numbers
 
 
 class RunningLogMean(nn.Module):
@@ -162,6 +163,7 @@ class VectorValue(Value):
         steps: N.
         size: of the ``StepMLP``.
         largest_beta: train over β in (0, largest_beta], which becomes an input; None: one β.
+        reads: the numbers of the condition, or None: it reads none.
     """
 
     def __init__(
@@ -170,10 +172,12 @@ class VectorValue(Value):
         steps: int,
         size: Size | None = None,
         largest_beta: float | None = None,
+        reads: Numbers | None = None,
     ) -> None:
         super().__init__(largest_beta)
+        self.reads = reads
         dimension = int(torch.Size(event_shape).numel())
-        extra = 0 if largest_beta is None else 1
+        extra = (0 if largest_beta is None else 1) + (0 if reads is None else reads.count)
         self.network = StepMLP(dimension, 1, steps, Size() if size is None else size, extra=extra)
 
     def forward(
@@ -184,12 +188,14 @@ class VectorValue(Value):
         condition: Tensor | None = None,
         beta: float | Float[Tensor, " B"] = 1.0,
     ) -> Float[Tensor, " B"]:
+        code = None if self.reads is None else self.reads.code(condition, x)
         if self.largest_beta is None:
-            return self.network(x, prediction, n)[:, 0] + self.anchor(beta)
+            return self.network(x, prediction, n, code)[:, 0] + self.anchor(beta)
         share = torch.as_tensor(beta, dtype=x.dtype, device=x.device) / self.largest_beta
         share = share.expand(len(x))
+        extra = share[:, None] if code is None else torch.cat([code, share[:, None]], 1)
         # No tilt, no value: f is zero at β = 0.
-        f = share * self.network(x, prediction, n, share[:, None])[:, 0]
+        f = share * self.network(x, prediction, n, extra)[:, 0]
         return f + self.anchor(beta)
 
 

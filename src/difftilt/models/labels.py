@@ -1,6 +1,7 @@
 """Integer labels of a condition, as the numbers that a network reads."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -45,3 +46,33 @@ def label_code(
         )
     codes = [torch.nn.functional.one_hot(y, size) for y, size in zip(labels.T, sizes, strict=True)]
     return torch.cat(codes, 1).to(like.dtype)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a network reads of a condition of K integer labels: their one-hot codes.
+
+    Arguments:
+        sizes: number of values of each label, counted from 0.
+    """
+
+    sizes: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers the network reads."""
+        return sum(self.sizes)
+
+    def code(
+        self, condition: Tensor | None, like: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B code"]:
+        """``label_code`` of a condition.
+
+        Raises:
+            InputError: as ``label_code``.
+        """
+        return label_code(condition, self.sizes, like)
+
+    def weight(self, code: Float[Tensor, "B code"]) -> float:
+        """What outputs are multiplied by: 1."""
+        return 1.0

@@ -1,0 +1,47 @@
+"""The bench of bandits: every method makes a policy, and training moves it to the optimal one."""
+
+import pytest
+import torch
+
+from difftilt.benches import BANDIT_COLUMNS, Bandits, bandits
+from difftilt.errors import InputError
+from difftilt.recipes.bandits import BanditBench, Budget, bandit_methods
+from difftilt.tasks.bandits import Bandit, distances
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+SMALL = Bandit("line", "rare", 5)
+STATES = SMALL.states(2, torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", list(bandit_methods()))
+def test_every_method_makes_a_policy(name: str):
+    policy = bandit_methods()[name].make(SMALL, Budget(updates=2, batch=32))
+    found = distances(SMALL, policy, STATES[:1], (0.0, 10.0))
+    assert bool(torch.isfinite(found.tv).all()) and float(found.tv.max()) <= 1
+
+
+@pytest.mark.parametrize("name", ["rtb", "cep"])
+def test_training_comes_nearer_in_unseen_states(name: str):
+    """100 updates take away half of the distance at β = 3, in every state."""
+    budget = Budget(updates=100, batch=128)
+    before = distances(SMALL, lambda s, beta: SMALL.chain.given(s), STATES, (3.0,))
+    policy = bandit_methods()[name].make(SMALL, budget)
+    after = distances(SMALL, policy, STATES, (0.0, 3.0))
+    assert float(after.tv[:, 0].max()) < 1e-6
+    assert bool((after.tv[:, 1] < 0.5 * before.tv[:, 0]).all())
+
+
+def test_a_row_of_the_bench():
+    bench = BanditBench([SMALL], ["behaviour", "best_of_16"], [0], Budget(updates=1), states=2)
+    rows = list(bench.rows())
+    assert [row["method"] for row in rows] == ["behaviour", "best_of_16"]
+    assert rows[0]["max_0"] < 1e-9 < rows[1]["mean_0"] and rows[0]["steps"] == 5
+    with pytest.raises(InputError, match="unknown method 'nothing'"):
+        BanditBench([SMALL], ["nothing"], [0], Budget())
+
+
+def test_the_table_has_what_its_columns_name():
+    found = bandits(Bandits(method=("behaviour",), states=1, steps=4, updates=1))
+    assert {column.key for column in BANDIT_COLUMNS} <= found.rows[0].keys()
+    seeds = Bandits(method=("behaviour", "best_of_16"), states=1, steps=4, seeds=(0, 1))
+    assert [row["method"] for row in bandits(seeds).shown] == ["best_of_16", "behaviour"]
