@@ -135,12 +135,13 @@ class TestPrior:
         assert int(denoiser.allowed.sum()) == len(tokens.vocabulary()) - 1
 
     def test_writes_valid_middles_and_the_ending_selects(self, denoiser):
-        """200 middles: 131 valid and 53 coherent when made; with the ending shown, 130 coherent."""
-        condition = tokens.story_canvas(stories(200, seed=99))
+        """Of 200 middles 131 were valid and 53 coherent when made; with the ending shown, 130."""
+        condition = tokens.story_canvas(stories(100, seed=99))
         blind = Counter(tokens.verdicts(drawn_middles(denoiser, condition, seed=0)))
         shown = condition.clone()
         shown[:, 1] = shown[:, 1].masked_fill(shown[:, 1] == SUFFIX, GIVEN)
         seeing = Counter(tokens.verdicts(drawn_middles(denoiser, shown, seed=0)))
-        assert blind["invalid"] <= 100
-        assert 25 <= blind["coherent"] <= 90
-        assert seeing["coherent"] >= 100
+        # Of half as many, 34 and 27 ± 5 and 65 ± 5 are expected.
+        assert blind["invalid"] <= 54
+        assert 8 <= blind["coherent"] <= 45
+        assert seeing["coherent"] >= 46
