@@ -1,7 +1,7 @@
 """The tables that ``difftilt bench`` prints."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from difftilt.recipes.image_bench import ImageBench
 from difftilt.recipes.image_methods import default_image_methods, image_methods
 from difftilt.recipes.infill_methods import TextBench, text_methods
 from difftilt.recipes.methods import default_methods
+from difftilt.recipes.pairs import gains
 from difftilt.recipes.text_sets import DataName
 from difftilt.report.comparison import compared, draw_comparison, ranked
 from difftilt.report.tables import Column
@@ -47,12 +48,16 @@ class Result:
         shown: rows of the terminal's table.
         columns: of the terminal's table.
         legend: what the short titles mean, and in which units.
+        pairs: a second table, of methods compared in pairs; empty for none.
+        pair_columns: its columns.
     """
 
     rows: list[dict[str, Any]]
     shown: list[dict[str, Any]]
     columns: list[Column]
     legend: str
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    pair_columns: list[Column] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -187,11 +192,12 @@ def infill(options: Annotated[Infilling, tyro.conf.arg(name="")]) -> Result:
     bench = TextBench(options.data, chosen, seeds, options.calls, options.contexts)
     rows = options.rows(bench.cells())
     columns = [c for c in TEXT_COLUMNS if any(row.get(c.key) is not None for row in rows)]
-    if len(_seeds(rows)) < 2:
-        return Result(rows, ranked(rows, "log_r"), columns, TEXT_LEGEND)
-    columns = [c for c in columns if c.key != "seed"]
-    shown = compared(rows, [c.key for c in columns], best="log_r")
-    return Result(rows, shown, columns, TEXT_LEGEND)
+    shown = ranked(rows, "log_r")
+    if len(_seeds(rows)) > 1:
+        columns = [c for c in columns if c.key != "seed"]
+        shown = compared(rows, [c.key for c in columns], best="log_r")
+    pairs = gains(rows, "rtb", [c.key for c in PAIR_COLUMNS[2:]])
+    return Result(rows, shown, columns, TEXT_LEGEND, pairs, PAIR_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -385,12 +391,21 @@ TEXT_COLUMNS = [
     Column("network_calls", "net calls"),
     Column("seconds", "s", 2),
 ]
+PAIR_COLUMNS = [
+    Column("problem", "data"),
+    Column("method", "gain"),
+    Column("log_r", "mean log r"),
+    Column("bleu", "BLEU-4"),
+    Column("gleu", "GLEU-4"),
+    Column("similarity"),
+]
 TEXT_LEGEND = """\
 mean log r: nats, of the reader of the ending, with its 95 % interval over stories; coherent, wrong
 cause, invalid: shares, by the grammar; BLEU, GLEU, similarity: to the middle as it was written
 (cosine of the prior's own features); distinct-2: share of different word pairs among a story's
 samples; residual: standard deviation of log q(z) - log p(z) - β log r, exact over all orders, 0 is
-exact; ESS: mean share over stories; net calls and s (seconds): of training and drawing."""
+exact; ESS: mean share over stories; net calls and s (seconds): of training and drawing. Second table:
+what RTB has over another method story by story, with its 95 % interval over stories."""
 
 CONTROL_COLUMNS = [
     Column("method"),

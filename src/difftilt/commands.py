@@ -225,6 +225,8 @@ def bench(words: list[str], command: list[str]) -> None:
         raise InputError(f"unknown table {words[0]!r}; choose one of {', '.join(benches.TABLES)}")
     found = _parse(benches.TABLES[words[0]].run, words[1:], f"bench {words[0]}")
     print(render_table(found.columns, found.shown))
+    if found.pairs:
+        print("\n" + render_table(found.pair_columns, found.pairs))
     _talk(found.legend)
 
 

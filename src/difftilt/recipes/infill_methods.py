@@ -25,6 +25,7 @@ from difftilt.posteriors import Posterior, Sources
 from difftilt.recipes.base import Job
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.infill import Infill, prompted, residual_spread
+from difftilt.recipes.pairs import BY_STORY, story_means
 from difftilt.recipes.similarity import story_similarity
 from difftilt.recipes.text_sets import DataName
 from difftilt.sampling import Samples
@@ -245,25 +246,26 @@ def text_row(task: TextTask, method: str) -> dict[str, Any]:
     }
 
 
-def _scores(task: TextTask, drawn: Samples) -> dict[str, float]:
+def _scores(task: TextTask, drawn: Samples) -> dict[str, Any]:
     texts, condition = task.recipe.texts, task.job.context_of(len(drawn.x_0))
     assert condition is not None and drawn.log_r is not None and task.job.contexts is not None
     contexts = len(task.job.contexts)
     ids = completed(drawn.x_0, condition)
     table = [[texts.middle(row) for row in ids[c::contexts]] for c in range(contexts)]
     written = [texts.middle(row) for row in task.job.contexts[:, 0]]
-    log_r = text_metrics.protocol(drawn.log_r.double().unflatten(0, (ROUNDS, contexts)).T)
-    bleu = text_metrics.protocol(text_metrics.bleu(table, written))
-    gleu = text_metrics.protocol(text_metrics.gleu(table, written))
-    similarity = text_metrics.protocol(
-        story_similarity(texts.model.network, ids, task.job.contexts)
-    )
-    found = {"log_r": log_r, "bleu": bleu, "gleu": gleu, "similarity": similarity}
-    scores = {name: summary.mean for name, summary in found.items()}
-    scores |= {f"{name}_low": summary.low for name, summary in found.items()}
-    scores |= {f"{name}_high": summary.high for name, summary in found.items()}
+    found = {
+        "log_r": drawn.log_r.double().unflatten(0, (ROUNDS, contexts)).T,
+        "bleu": text_metrics.bleu(table, written),
+        "gleu": text_metrics.gleu(table, written),
+        "similarity": story_similarity(texts.model.network, ids, task.job.contexts),
+    }
+    scores: dict[str, Any] = {}
+    for name, each in found.items():
+        summary = text_metrics.protocol(each)
+        scores |= {name: summary.mean, f"{name}_low": summary.low, f"{name}_high": summary.high}
     return {
         **scores,
+        BY_STORY: story_means(found),
         "distinct": float(text_metrics.distinct(table, 2).mean()),
         **texts.shares(ids),
     }
