@@ -80,19 +80,25 @@ def _samples(task: TextTask, posterior: Posterior, rounds: int = ROUNDS) -> Samp
     return task.job.draw(posterior, rounds * len(task.job.contexts), task.seed + 1)
 
 
-def _prior(task: TextTask) -> tuple[Samples, Posterior]:
-    prior = replace(task.job.posterior, chain=task.job.target.prior.chain)
-    return _samples(task, prior), prior
+def _prior(task: TextTask) -> Posterior:
+    return replace(task.job.posterior, chain=task.job.target.prior.chain)
 
 
-def _prompted(task: TextTask) -> tuple[Samples, Posterior]:
-    shown = prompted(task.job)
-    return _samples(task, shown), shown
+def _prompted(task: TextTask) -> Posterior:
+    return prompted(task.job)
+
+
+def _untrained(start: Callable[[TextTask], Posterior]) -> Draw:
+    def draw(task: TextTask) -> tuple[Samples, Posterior]:
+        sampler = start(task)
+        return _samples(task, sampler), sampler
+
+    return draw
 
 
 def _best_of(
     summary: str,
-    start: Callable[[TextTask], tuple[Samples, Posterior]],
+    start: Callable[[TextTask], Posterior],
     among: Callable[[TextTask], int] = lambda task: AMONG,
 ) -> TextMethod:
     """The most rewarded of several draws."""
@@ -100,7 +106,7 @@ def _best_of(
     def draw(task: TextTask) -> tuple[Samples, None]:
         assert task.job.contexts is not None
         contexts, several = len(task.job.contexts), among(task)
-        drawn = _samples(task, start(task)[1], ROUNDS * several)
+        drawn = _samples(task, start(task), ROUNDS * several)
         assert drawn.log_r is not None
         shape = (ROUNDS, several, contexts)
         best = drawn.log_r.unflatten(0, shape).argmax(1)
@@ -161,8 +167,8 @@ def _supervised(task: TextTask, plan: Training) -> Training:
 def text_methods() -> dict[str, TextMethod]:
     """The text table's methods by name."""
     return {
-        "prior": TextMethod("the prior, shown x", _prior),
-        "prompted": TextMethod("the prior's network, shown x and y", _prompted),
+        "prior": TextMethod("the prior, shown x", _untrained(_prior)),
+        "prompted": TextMethod("the prior's network, shown x and y", _untrained(_prompted)),
         "best_of_8": _best_of("the best of 8 of the prior", _prior),
         "prompted_best_of_8": _best_of("the best of 8 of the prompted", _prompted),
         "best_of_equal_calls": _best_of(
