@@ -405,7 +405,7 @@ cause, invalid: shares, by the grammar; BLEU, GLEU, similarity: to the middle as
 (cosine of the prior's own features); distinct-2: share of different word pairs among a story's
 samples; residual: standard deviation of log q(z) - log p(z) - β log r, exact over all orders, 0 is
 exact; ESS: mean share over stories; net calls and s (seconds): of training and drawing.
-Second table: what RTB has over another method story by story, with its 95 % interval over stories."""
+Second table: what RTB has over a method story by story, with its 95 % interval over stories."""
 
 CONTROL_COLUMNS = [
     Column("method"),
