@@ -220,7 +220,7 @@ class TestStyles:
         (slope,) = torch.autograd.grad(log_r.sum(), images)
         assert float(slope.sum((1, 2, 3))[0]) == pytest.approx(-(0.2 / 0.01) / 2, rel=1e-4)
 
-    def test_bad_options_are_named(self):
+    def test_bad_options_are_named(self, unchecked):
         with pytest.raises(InputError, match="no style is called 'hue'; choose one of ink"):
             garments.StyleReward("hue", 0.5, 0.1)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="width of a style is a number above 0, got 0"):

@@ -13,6 +13,7 @@ from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.objectives.base import Objective
 from difftilt.objectives.contrastive import CEP
 from difftilt.objectives.forward import AdvantageWeighted
+from difftilt.objectives.negative_aware import NegativeAware
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
 from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.objectives.policy import DDPO, DPOK, Reinforce
@@ -200,6 +201,11 @@ def _end_methods() -> dict[str, Method]:
         "advantage_weighted": Method(
             "advantage-weighted matching of own paths",
             by_itself(AdvantageWeighted(states="chain"), _gaussian),
+            False,
+        ),
+        "negative_aware": Method(
+            "negative-aware tuning of noised prior ends (DiffusionNFT's first round)",
+            by_itself(NegativeAware(), _shifted),
             False,
         ),
     }
