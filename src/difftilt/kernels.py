@@ -62,10 +62,11 @@ class VectorKernel(Kernel):
         self.learned_variance = learned_variance or components > 1
         self.dimension = math.prod(self.event_shape)
         self.labels = tuple(labels)
-        per_component = self.dimension * (1 + self.learned_variance) + (components > 1)
+        # Numbers of a component: shift, log-scale, logit.
+        self.parts = [self.dimension, self.dimension * self.learned_variance, int(components > 1)]
         self.network = StepMLP(
             self.dimension,
-            components * per_component,
+            components * sum(self.parts),
             steps,
             size,
             mask_groups=components,
@@ -86,7 +87,7 @@ class VectorKernel(Kernel):
         output = self.network(x, prediction, n, code)
         shape = (len(x), self.components, *self.event_shape)
         grouped = output.reshape(len(x), self.components, -1)
-        delta, scale, logits = grouped.tensor_split([self.dimension, 2 * self.dimension], 2)
+        delta, scale, logits = grouped.split(self.parts, 2)
         if self.linear is not None:
             delta = delta + self.linear(x, prediction, n)[:, None]
         delta = delta.reshape(shape)
