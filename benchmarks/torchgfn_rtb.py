@@ -71,14 +71,11 @@ class TimeEmbedding(nn.Module):
 
 
 class StatePerceptron(nn.Module):
-    """``(x (B, 2), time (B,)) -> (B, 2)``: the architecture of torchgfn's example."""
+    """``(x (B, 2), embedded time (B, width)) -> (B, 2)``: torchgfn's example's, after its time."""
 
     def __init__(self, zero: bool) -> None:
-        from difftilt.models.time import OncePerTime
-
         super().__init__()
         self.state = nn.Linear(2, WIDTH)
-        self.time = OncePerTime(TimeEmbedding())
         self.joint = nn.Sequential(
             nn.GELU(),
             nn.Linear(WIDTH, WIDTH),
@@ -92,7 +89,7 @@ class StatePerceptron(nn.Module):
             nn.init.zeros_(self.joint[-1].bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.joint(self.state(x) + self.time(time))
+        return self.joint(self.state(x) + time)
 
 
 def mode_distance(x: Tensor) -> float:
@@ -123,7 +120,9 @@ class Own:
         # Every step a law, as on the other side.
         diffusion = diffusion.with_std(1, float(diffusion.levels.sigma[1]))
         network = StatePerceptron(zero=False).requires_grad_(False)
-        prior = Chain(NetworkDenoiser(network, "v_prediction"), diffusion, (2,))
+        embedding = TimeEmbedding().requires_grad_(False)
+        prior = NetworkDenoiser(network, "v_prediction", embedding=embedding)
+        kernel = DriftKernel(StatePerceptron(zero=True), diffusion, embedding=TimeEmbedding())
         plan = Training(
             batch=BATCH,
             chunk=STEPS * BATCH,
@@ -131,7 +130,7 @@ class Own:
             objective=RTB(log_z="learned"),
             behaviour=BehaviourWeights(on_policy=1.0, pool=0.0),
         )
-        chain = prior.tilted(DriftKernel(StatePerceptron(zero=True), diffusion))
+        chain = Chain(prior, diffusion, (2,)).tilted(kernel)
         self.state = TrainingState(chain, lambda x, condition: log_reward_9of25(x), 1.0, plan)
         self.update: Callable[[], Any] = lambda: training_step(self.state)
 

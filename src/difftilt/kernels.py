@@ -18,12 +18,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from difftilt.chains import Chain, Kernel
-from difftilt.denoisers import Denoiser
+from difftilt.denoisers import Denoiser, TimeInput
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.models.labels import label_code
 from difftilt.models.mlp import Size, StepLinear, StepMLP
+from difftilt.models.time import OncePerTime
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
 
 DEFAULT_SIZE = Size()
@@ -159,6 +160,7 @@ class DriftKernel(Kernel):
         diffusion: shared with the prior (for the time that each step is told).
         call: how to call the network, as in ``NetworkDenoiser``.
         unit_input: divide the input by ``sqrt(alpha² + sigma²)``, as in ``NetworkDenoiser``.
+        embedding: of the time, handed to the network in its place, as in ``NetworkDenoiser``.
     """
 
     def __init__(
@@ -167,12 +169,15 @@ class DriftKernel(Kernel):
         diffusion: GaussianDiffusion,
         call: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
         unit_input: bool = False,
+        embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.diffusion = diffusion
         self.call = call
         self.unit_input = unit_input
+        self.embedding = None if embedding is None else OncePerTime(embedding)
+        self.time = TimeInput(self.embedding)
 
     def forward(
         self,
@@ -184,7 +189,13 @@ class DriftKernel(Kernel):
         level = self.diffusion.level(n, x)
         if self.unit_input:
             x = x / (level.alpha**2 + level.sigma**2) ** 0.5
-        time = level.times(x, x.dtype)
+        time = self.time.at(level, x, x.dtype)
         if self.call is None:
             return GaussianTilt(self.network(x, time))
         return GaussianTilt(self.call(self.network, x, time))
+
+    def prepared(self, like: Tensor) -> "DriftKernel":
+        other = copy.copy(self)
+        levels = (self.diffusion.level(n, like) for n in range(1, self.diffusion.steps + 1))
+        other.time = self.time.prepared(levels, like, like.dtype)
+        return other

@@ -5,7 +5,7 @@
 * ``back_and_forth``: a given ``x_0`` noised part of the way and denoised again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -115,6 +115,7 @@ def rollout(
 def _descend(chain: Chain, x: Tensor, start: int, noise: Noise, ratio: _RatioSum) -> Path:
     """Run the steps ``start ... 1`` from x at level ``start``; ``ratio`` is what Λ has so far."""
     drawing, states, predictions = ratio.drawing, [], []
+    chain = _prepared(chain, start, drawing.graph)
     for n in range(start, 0, -1):
         if n < start or not drawing.planned:
             with torch.set_grad_enabled(drawing.graph):
@@ -136,6 +137,15 @@ def _descend(chain: Chain, x: Tensor, start: int, noise: Noise, ratio: _RatioSum
         return Path(x[None], None, log_ratio, chain.condition)
     states, predictions = torch.stack([*states, x][::-1]), torch.stack(predictions[::-1])
     return Path(states, predictions, log_ratio, chain.condition)
+
+
+def _prepared(chain: Chain, start: int, graph: bool) -> Chain:
+    """The chain with what depends on the step alone worked out for steps ``start ... 1``."""
+    levels = (chain.diffusion.level(n, chain.like) for n in range(start, 0, -1))
+    denoiser = chain.denoiser.prepared(levels, chain.like)
+    with torch.set_grad_enabled(graph):
+        kernel = None if chain.kernel is None else chain.kernel.prepared(chain.like)
+    return replace(chain, denoiser=denoiser, kernel=kernel)
 
 
 def _step(law: Transition, tilt: Tilt | None, noise: Noise, ratio: _RatioSum) -> Tensor:
