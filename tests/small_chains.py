@@ -94,10 +94,8 @@ FORMS: dict[str, Callable[[Chain], Kernel]] = {
     "mixture": vector(3),
     "copy": full_copy,
     "copy and variance": lambda chain: full_copy(chain, learned_variance=True),
-    "drift": lambda chain: DriftKernel(Drift(), chain.diffusion),
-    "embedded drift": lambda chain: DriftKernel(
-        EmbeddedDrift(), chain.diffusion, embedding=Waves()
-    ),
+    "drift": lambda chain: DriftKernel(Drift(), chain.gaussian),
+    "embedded drift": lambda chain: DriftKernel(EmbeddedDrift(), chain.gaussian, embedding=Waves()),
 }
 
 
