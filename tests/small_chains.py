@@ -53,6 +53,30 @@ class Drift(nn.Module):
         return self.network(torch.cat([x, time[:, None]], 1))
 
 
+class Waves(nn.Module):
+    """An embedding of the time that counts the rows it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.randn(1, 4))
+        self.rows = 0
+
+    def forward(self, time: Tensor) -> Tensor:
+        self.rows += len(time)
+        return (3 * time[:, None] * torch.arange(1, 5) + self.phase).sin()
+
+
+class EmbeddedDrift(nn.Module):
+    """A drift of state and embedded time, zero at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = perceptron(DIMENSION + 4, zero=True)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        return self.network(torch.cat([x, code], 1))
+
+
 def prior(eta: float = 1.0, dtype: torch.dtype = torch.float64) -> Chain:
     denoiser = Conditional(perceptron(DIMENSION + 2)).to(dtype).requires_grad_(False)
     levels = VariancePreserving(clean=6.0, noisy=-6.0).levels(STEPS)
@@ -70,7 +94,8 @@ FORMS: dict[str, Callable[[Chain], Kernel]] = {
     "mixture": vector(3),
     "copy": full_copy,
     "copy and variance": lambda chain: full_copy(chain, learned_variance=True),
-    "drift": lambda chain: DriftKernel(Drift(), chain.diffusion),
+    "drift": lambda chain: DriftKernel(Drift(), chain.gaussian),
+    "embedded drift": lambda chain: DriftKernel(EmbeddedDrift(), chain.gaussian, embedding=Waves()),
 }
 
 

@@ -50,15 +50,14 @@ class Kernel(nn.Module, ABC):
         """
 
     def planned(
-        self,
-        x: Tensor,
-        n: int,
-        condition: Tensor | None,
-        diffusion: Diffusion,
-        noise: Noise,
+        self, x: Tensor, n: int, condition: Tensor | None, diffusion: Diffusion, noise: Noise
     ) -> Tensor:
         """``x_n`` with what is decided of step n before the networks predict; the prior's way."""
         return diffusion.planned(x, n, noise, condition)
+
+    def prepared(self, like: Tensor) -> "Kernel":
+        """This kernel with what depends on the step alone worked out, for one rollout."""
+        return self
 
     def on(self, diffusion: Diffusion) -> "Kernel":
         """The same networks with the steps of another diffusion.

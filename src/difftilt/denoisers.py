@@ -14,10 +14,11 @@ that predict something else are converted here, once, with ``x_t = alpha x_0 + s
 Conditions are bound, not threaded: ``denoiser.given(condition)`` is a denoiser.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from difftilt.errors import InputError
+from difftilt.models.time import OncePerTime
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow", "score")
 
@@ -47,6 +49,34 @@ class Level:
         return torch.full((1,), time, dtype=dtype, device=like.device).expand(len(like))
 
 
+@dataclass(frozen=True)
+class TimeInput:
+    """What a network is told of the time: the time itself, or an embedding of it.
+
+    Arguments:
+        embedding: maps times (B,) to (B, width), row by row; None for the time itself.
+        known: embeddings that are known already, (1, width) by time.
+    """
+
+    embedding: nn.Module | None = None
+    known: dict[float, Tensor] = field(default_factory=dict)
+
+    def at(self, level: Level, like: Float[Tensor, "B ..."], dtype: torch.dtype) -> Tensor:
+        """What to hand over beside a batch at a level, (B,) or (B, width)."""
+        if isinstance(level.time, float) and level.time in self.known:
+            return self.known[level.time].expand(len(like), -1)
+        time = level.times(like, dtype)
+        return time if self.embedding is None else self.embedding(time)
+
+    def prepared(self, levels: Iterable[Level], like: Tensor, dtype: torch.dtype) -> "TimeInput":
+        """With the embeddings of these levels known, asked for in one call."""
+        if self.embedding is None:
+            return self
+        times = [float(level.time) for level in levels]
+        rows = self.embedding(torch.tensor(times, dtype=dtype, device=like.device))
+        return TimeInput(self.embedding, dict(zip(times, rows.split(1), strict=True)))
+
+
 class Denoiser(nn.Module, ABC):
     """``(x_t, level) -> prediction of the clean x``."""
 
@@ -64,6 +94,13 @@ class Denoiser(nn.Module, ABC):
 
     def informed(self) -> "Denoiser":
         """This denoiser as a posterior's: it may read all of a condition."""
+        return self
+
+    def prepared(self, levels: Iterable[Any], like: Tensor) -> "Denoiser":
+        """This denoiser with what depends on the level alone worked out for given levels.
+
+        Of use as long as the parameters stay as they are: for one rollout.
+        """
         return self
 
     @contextmanager
@@ -125,6 +162,8 @@ class NetworkDenoiser(Denoiser):
         unit_input: divide the input by ``sqrt(alpha² + sigma²)`` (a variance-preserving network
             driven on levels with alpha = 1, as diffusers' Euler schedulers do).
         time_dtype: dtype of the time handed to the network.
+        embedding: maps times (B,) to (B, width), row by row; the network then gets its output in
+            place of the time, and it is asked once per rollout or gradient and distinct time.
 
     Raises:
         InputError: unknown ``prediction_type``.
@@ -137,6 +176,7 @@ class NetworkDenoiser(Denoiser):
         call: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
         unit_input: bool = False,
         time_dtype: torch.dtype = torch.float32,
+        embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -149,17 +189,24 @@ class NetworkDenoiser(Denoiser):
         self.call = call
         self.unit_input = unit_input
         self.time_dtype = time_dtype
+        self.embedding = None if embedding is None else OncePerTime(embedding)
+        self.time = TimeInput(self.embedding)
 
     def forward(self, x_t: Float[Tensor, "B ..."], level: Level) -> Float[Tensor, "B ..."]:
         network_input = x_t
         if self.unit_input:
             network_input = x_t / (level.alpha**2 + level.sigma**2) ** 0.5
-        time = level.times(x_t, self.time_dtype)
+        time = self.time.at(level, x_t, self.time_dtype)
         if self.call is None:
             output = self.network(network_input, time)
         else:
             output = self.call(self.network, network_input, time)
         return self._clean(output, x_t, level)
+
+    def prepared(self, levels: Iterable[Level], like: Tensor) -> "NetworkDenoiser":
+        other = copy.copy(self)
+        other.time = self.time.prepared(levels, like, self.time_dtype)
+        return other
 
     def _clean(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
         channels = x_t.shape[1]

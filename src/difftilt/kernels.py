@@ -18,13 +18,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from difftilt.chains import Chain, Kernel
-from difftilt.denoisers import Denoiser
+from difftilt.denoisers import Denoiser, TimeInput
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size, StepLinear, StepMLP
 from difftilt.models.numbers import Numbers
+from difftilt.models.time import OncePerTime
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
 
 DEFAULT_SIZE = Size()
@@ -64,10 +65,11 @@ class VectorKernel(Kernel):
         self.dimension = math.prod(self.event_shape)
         self.reads = reads
         extra = 0 if reads is None else reads.count
-        per_component = self.dimension * (1 + self.learned_variance) + (components > 1)
+        # Numbers of a component: shift, log-scale, logit.
+        self.parts = [self.dimension, self.dimension * self.learned_variance, int(components > 1)]
         self.network = StepMLP(
             self.dimension,
-            components * per_component,
+            components * sum(self.parts),
             steps,
             size,
             mask_groups=components,
@@ -89,7 +91,7 @@ class VectorKernel(Kernel):
         output = self._outputs(x, prediction, n, code)
         shape = (len(x), self.components, *self.event_shape)
         grouped = output.reshape(len(x), self.components, -1)
-        delta, scale, logits = grouped.tensor_split([self.dimension, 2 * self.dimension], 2)
+        delta, scale, logits = grouped.split(self.parts, 2)
         if self.linear is not None:
             delta = delta + self.linear(x, prediction, n)[:, None]
         delta = delta.reshape(shape)
@@ -167,6 +169,7 @@ class DriftKernel(Kernel):
         diffusion: shared with the prior (for the time that each step is told).
         call: how to call the network, as in ``NetworkDenoiser``.
         unit_input: divide the input by ``sqrt(alpha² + sigma²)``, as in ``NetworkDenoiser``.
+        embedding: of the time, handed to the network in its place, as in ``NetworkDenoiser``.
     """
 
     def __init__(
@@ -175,12 +178,15 @@ class DriftKernel(Kernel):
         diffusion: GaussianDiffusion,
         call: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
         unit_input: bool = False,
+        embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.diffusion = diffusion
         self.call = call
         self.unit_input = unit_input
+        self.embedding = None if embedding is None else OncePerTime(embedding)
+        self.time = TimeInput(self.embedding)
 
     def forward(
         self,
@@ -192,7 +198,13 @@ class DriftKernel(Kernel):
         level = self.diffusion.level(n, x)
         if self.unit_input:
             x = x / (level.alpha**2 + level.sigma**2) ** 0.5
-        time = level.times(x, x.dtype)
+        time = self.time.at(level, x, x.dtype)
         if self.call is None:
             return GaussianTilt(self.network(x, time))
         return GaussianTilt(self.call(self.network, x, time))
+
+    def prepared(self, like: Tensor) -> "DriftKernel":
+        other = copy.copy(self)
+        levels = (self.diffusion.level(n, like) for n in range(1, self.diffusion.steps + 1))
+        other.time = self.time.prepared(levels, like, like.dtype)
+        return other

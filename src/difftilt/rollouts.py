@@ -5,7 +5,7 @@
 * ``back_and_forth``: a given ``x_0`` noised part of the way and denoised again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from difftilt.chains import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise, Noise
-from difftilt.transitions import Tilt, Transition
+from difftilt.transitions import Tilt, Transition, log_ratios
 
 Ratio = bool | Literal["differentiable"]
 """Whether a rollout works out Λ, and whether Λ keeps its gradient."""
@@ -36,6 +36,44 @@ class _Drawing:
     @property
     def graph(self) -> bool:
         return self.ratio == "differentiable"
+
+
+class _RatioSum:
+    """Λ of paths while they are drawn.
+
+    A graph keeps all steps anyway, and then their log-ratios are worked out in one go at the end.
+    """
+
+    def __init__(self, drawing: _Drawing) -> None:
+        self.drawing = drawing
+        self.known: list[Tensor] = []
+        self.tilts: list[Tilt] = []
+        self.eps: list[Tensor] = []
+
+    def add(self, tilt: Tilt | None, eps: Tensor) -> None:
+        """A step that landed at ``eps``; nothing for a prior, or if Λ is not asked for."""
+        if tilt is None or not self.drawing.ratio:
+            return
+        if self.drawing.graph:
+            self.tilts.append(tilt)
+            self.eps.append(eps)
+        else:
+            self.known.append(tilt.log_ratio(eps))
+
+    def settle(self) -> None:
+        """Work out what has been left for the end."""
+        if self.tilts:
+            with torch.enable_grad():
+                self.known.append(log_ratios(self.tilts, self.eps).sum(0))
+            self.tilts, self.eps = [], []
+
+    def total(self, nothing: Tensor) -> Tensor | None:
+        """Λ of each path; ``nothing`` (B,) for a prior, None if it is not asked for."""
+        self.settle()
+        if not self.drawing.ratio:
+            return None
+        with torch.set_grad_enabled(self.drawing.graph):
+            return torch.stack(self.known).sum(0) if self.known else nothing
 
 
 @torch.no_grad()
@@ -67,16 +105,17 @@ def rollout(
     drawing = _Drawing(widen, record, ratio)
     with torch.set_grad_enabled(drawing.graph):
         tilt = None if chain.initial is None else chain.initial(batch)
-    x, gains = _step(base, tilt, noise, drawing)
-    return _descend(chain, x, chain.steps, gains, noise, drawing)
+    total = _RatioSum(drawing)
+    x = _step(base, tilt, noise, total)
+    total.settle()
+    return _descend(chain, x, chain.steps, noise, total)
 
 
 @torch.no_grad()
-def _descend(
-    chain: Chain, x: Tensor, start: int, gains: list[Tensor], noise: Noise, drawing: _Drawing
-) -> Path:
-    """Run the steps ``start ... 1`` from x at level ``start``; ``gains`` is what Λ has so far."""
-    states, predictions = [], []
+def _descend(chain: Chain, x: Tensor, start: int, noise: Noise, ratio: _RatioSum) -> Path:
+    """Run the steps ``start ... 1`` from x at level ``start``; ``ratio`` is what Λ has so far."""
+    drawing, states, predictions = ratio.drawing, [], []
+    chain = _prepared(chain, start, drawing.graph)
     for n in range(start, 0, -1):
         if n < start or not drawing.planned:
             with torch.set_grad_enabled(drawing.graph):
@@ -88,33 +127,32 @@ def _descend(
         if chain.diffusion.has_density(n):
             with torch.set_grad_enabled(drawing.graph):
                 tilt = chain.tilt(x, n, prediction)
-            x, gain = _step(law, tilt, noise, drawing)
-            gains += gain
+            x = _step(law, tilt, noise, ratio)
         else:
             x = law.landing
         if drawing.record:
             predictions.append(chain.diffusion.kept(prediction, law, x))
-    with torch.set_grad_enabled(drawing.graph):
-        total = torch.stack(gains).sum(0) if gains else chain.like.new_zeros(len(x))
-    log_ratio = total if drawing.ratio else None
+    log_ratio = ratio.total(chain.like.new_zeros(len(x)))
     if not drawing.record:
         return Path(x[None], None, log_ratio, chain.condition)
     states, predictions = torch.stack([*states, x][::-1]), torch.stack(predictions[::-1])
     return Path(states, predictions, log_ratio, chain.condition)
 
 
-def _step(
-    law: Transition, tilt: Tilt | None, noise: Noise, drawing: _Drawing
-) -> tuple[Tensor, list[Tensor]]:
-    """The next state, and what the step adds to Λ (nothing for a prior, or if not asked for)."""
-    if tilt is None:
-        return law.at(law.draw(noise, drawing.widen)), []
-    eps = tilt.draw(noise, drawing.widen)
-    x = law.at(eps)
-    if not drawing.ratio:
-        return x, []
-    with torch.set_grad_enabled(drawing.graph):
-        return x, [tilt.log_ratio(eps)]
+def _prepared(chain: Chain, start: int, graph: bool) -> Chain:
+    """The chain with what depends on the step alone worked out for steps ``start ... 1``."""
+    levels = (chain.diffusion.level(n, chain.like) for n in range(start, 0, -1))
+    denoiser = chain.denoiser.prepared(levels, chain.like)
+    with torch.set_grad_enabled(graph):
+        kernel = None if chain.kernel is None else chain.kernel.prepared(chain.like)
+    return replace(chain, denoiser=denoiser, kernel=kernel)
+
+
+def _step(law: Transition, tilt: Tilt | None, noise: Noise, ratio: _RatioSum) -> Tensor:
+    """The next state; ``ratio`` takes note of the step."""
+    eps = (law if tilt is None else tilt).draw(noise, ratio.drawing.widen)
+    ratio.add(tilt, eps)
+    return law.at(eps)
 
 
 @torch.no_grad()
@@ -155,7 +193,8 @@ def back_and_forth(chain: Chain, x_0: Shaped[Tensor, "B ..."], level: int, noise
     if not 1 <= level <= chain.steps:
         raise InputError(f"level={level} must lie between 1 and the chain's {chain.steps} steps")
     above = noised(chain, x_0, chain.steps, noise)
-    below = _descend(chain, above[level], level, [], noise, _Drawing(ratio=False, planned=True))
+    drawing = _Drawing(ratio=False, planned=True)
+    below = _descend(chain, above[level], level, noise, _RatioSum(drawing))
     assert below.predictions is not None
     upper = [_kept(chain, above[n], above[n - 1], n) for n in range(level + 1, chain.steps + 1)]
     predictions = torch.cat([below.predictions, torch.stack(upper)]) if upper else below.predictions

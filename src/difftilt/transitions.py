@@ -13,8 +13,9 @@ the tilt is zero, and it never subtracts two large log-densities.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Shaped
@@ -103,6 +104,21 @@ class Tilt(ABC):
             InputError: it has no closed form.
         """
 
+    @classmethod
+    def joined(cls, tilts: Sequence[Any]) -> "Tilt | None":
+        """The tilts of several steps as one of all their rows, or None: they do not fit."""
+        return None
+
+
+def log_ratios(
+    tilts: Sequence[Tilt], eps: Sequence[Shaped[Tensor, "B ..."]]
+) -> Float[Tensor, "steps B"]:
+    """``log_ratio`` of several steps of a chain, in one call where their tilts can be joined."""
+    joined = tilts[0].joined(tilts)
+    if joined is None:
+        return torch.stack([tilt.log_ratio(e) for tilt, e in zip(tilts, eps, strict=True)])
+    return joined.log_ratio(torch.cat(list(eps))).unflatten(0, (len(tilts), -1))
+
 
 @dataclass(frozen=True)
 class GaussianTilt(Tilt):
@@ -135,6 +151,11 @@ class GaussianTilt(Tilt):
             return 0.5 * sum_event(self.delta**2)
         growth = torch.expm1(2 * self.log_scale) - 2 * self.log_scale
         return 0.5 * sum_event(self.delta**2 + growth)
+
+    @classmethod
+    def joined(cls, tilts: Sequence[Self]) -> Self:
+        scales = [t.log_scale.expand_as(t.delta) for t in tilts if t.log_scale is not None]
+        return cls(torch.cat([t.delta for t in tilts]), torch.cat(scales) if scales else None)
 
 
 @dataclass(frozen=True)
@@ -173,6 +194,15 @@ class MixtureTilt(Tilt):
             "a mixture kernel's KL to the prior has no closed form; use components=1, or an "
             "objective that takes the divergence from log-ratios (KL-regularised REINFORCE)"
         )
+
+    @classmethod
+    def joined(cls, tilts: Sequence[Self]) -> Self:
+        # The batch last in memory, as ``log_ratio`` wants it.
+        def join(parts: list[Tensor]) -> Tensor:
+            return torch.cat([part.movedim(0, -1) for part in parts], -1).movedim(-1, 0)
+
+        delta, log_scale = join([t.delta for t in tilts]), join([t.log_scale for t in tilts])
+        return cls(delta, log_scale, join([t.logits for t in tilts]))
 
 
 class _MixtureLogRatio(torch.autograd.Function):

@@ -84,7 +84,7 @@ class StepMLP(nn.Module):
         if len(self.bands):
             angles = (clean[:, :, None] * self.bands).flatten(1)
             features += [angles.sin(), angles.cos()]
-        h = self.first(torch.cat(features, 1)) + self._embedding(n)
+        h = self._entered(torch.cat(features, 1), n)
         for layer in self.hidden:
             h = layer(nn.functional.silu(h))
         h = nn.functional.silu(h)
@@ -93,8 +93,14 @@ class StepMLP(nn.Module):
         # The batch last in memory, as the mixture's sums over few numbers of each sample want it.
         return torch.addmm(self.last.bias[:, None], self.last.weight * self.mask, h.T).T
 
-    def _embedding(self, n: int | Int[Tensor, " B"]) -> Tensor:
-        return self.step.weight[n] if isinstance(n, int) else self.step(n)
+    def _entered(
+        self, features: Float[Tensor, "B inputs"], n: int | Int[Tensor, " B"]
+    ) -> Float[Tensor, "B width"]:
+        """The first layer, and the step's embedding added; to its bias where all share the step."""
+        if isinstance(n, int):
+            bias = self.first.bias + self.step.weight[n]
+            return nn.functional.linear(features, self.first.weight, bias)
+        return self.first(features) + self.step(n)
 
 
 class StepLinear(nn.Module):
