@@ -130,7 +130,7 @@ def _contrastive(bandit: Bandit, budget: Budget) -> Policy:
     """CEP with un-normalised labels; β is an input of the value, drawn anew for each row."""
     target = Prior(bandit.chain, source=f"bandit {bandit.name}").tilt(bandit.log_reward)
     form = ValueGuided(largest_beta=LARGEST_BETA, numbers=SCALES)
-    plan = _guided_plan(budget, CEP(), 1)
+    plan = _guided_plan(bandit, budget, CEP())
     sources = Sources(conditions=bandit.states)
     chain = trained()(Setting(target, form, plan, 0, 0, sources=sources))
     kernel = chain.kernel
@@ -145,19 +145,21 @@ def _contrastive(bandit: Bandit, budget: Budget) -> Policy:
 def _paper_labels(bandit: Bandit, budget: Budget) -> Policy:
     """CEP as published: 16 actions of one state, β and noise level, with labels that sum to 1."""
     setting = setting_of(bandit, budget)
-    plan = _guided_plan(budget, CEP("self_normalised", contrast=16, per_sample_time=False), 16)
+    objective = CEP("self_normalised", contrast=16, per_sample_time=False)
+    plan = replace(_guided_plan(bandit, budget, objective), paths_per_condition=16)
     form = ValueGuided(numbers=(*SCALES, LARGEST_BETA))
     chain = trained()(replace(setting, plan=plan, form=form))
     return lambda state, beta: chain.given(joined_beta(state, beta))
 
 
-def _guided_plan(budget: Budget, objective: CEP, paths_per_condition: int) -> Training:
+def _guided_plan(bandit: Bandit, budget: Budget, objective: CEP) -> Training:
+    """Prior paths of one state each, a few noised states of every path."""
     return replace(
         plan_of(budget),
         objective=objective,
         behaviour=BehaviourWeights(prior=1.0, on_policy=0.0, pool=0.0),
-        subset=12,
-        paths_per_condition=paths_per_condition,
+        subset=min(12, bandit.steps),
+        paths_per_condition=1,
     )
 
 
