@@ -97,7 +97,7 @@ def test_the_prior_is_the_model_without_the_suffix(prior, task, unchecked: None)
 
 def test_the_prompt_is_weighed_against_the_posterior(prior, task, unchecked: None):
     _, z = tilted(law(prior, TEMPLATES[0], 2))
-    completions = task.prompted().completions(2000)
+    completions = task.prompted().completions(4000)
     weights = torch.tensor([c.log_w for c in completions]).double().exp()
     assert abs(weights.mean() - z) < 5 * weights.std() / math.sqrt(len(weights))
     assert float(weights.log().std()) > 0.1
@@ -109,7 +109,7 @@ def test_one_posterior_of_two_templates_reaches_both(prior, task, unchecked: Non
     posterior = task.fit(
         steps=140, batch=48, warm_start=0.3, paths_per_condition=16, optimisation=OPTIMISATION
     )
-    certificate = posterior.certify(256)
+    certificate = posterior.certify(400)
     for context, (template, length) in enumerate(zip(TEMPLATES, (2, 1), strict=True)):
         prior_law = law(prior, template, length)
         wanted, z = tilted(prior_law)
@@ -120,7 +120,7 @@ def test_one_posterior_of_two_templates_reaches_both(prior, task, unchecked: Non
         assert estimate.low <= math.log(z) <= estimate.high
         assert certificate.each[context].ess > 0.75
     assert certificate.names[1] == "bob met [1] cat (1 tokens)"
-    exact = posterior.sample(300, correct="snis", effort=5)
+    exact = posterior.sample(600, correct="snis", effort=5)
     assert fits(exact, tilted(law(prior, TEMPLATES[0], 2))[0])
 
 
@@ -149,7 +149,7 @@ def test_drawn_lengths_are_weighed_too(prior, unchecked: None):
     law_of_lengths = {1: 0.25, 2: 0.75}
     task = prior.infill("ann saw [1-2]", liking, lengths=law_of_lengths.__getitem__)
     parts = {n: tilted(law(prior, f"ann saw [{n}]", n)) for n in law_of_lengths}
-    completions = task.prior_samples(2000)
+    completions = task.prior_samples(4000)
     weights = torch.tensor([c.log_w for c in completions]).double().exp()
     z = sum(share * parts[n][1] for n, share in law_of_lengths.items())
     assert abs(weights.mean() - z) < 5 * weights.std() / math.sqrt(len(weights))
