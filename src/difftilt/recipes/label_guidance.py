@@ -26,6 +26,7 @@ WANTED, NULL = 1, 2
 LABELS = 3
 DROPPED = 0.2
 BATCH = 256
+PATHS = 32
 MOST = 200_000
 
 
@@ -85,6 +86,8 @@ def classifier_free(scale: float = 1.0) -> Maker:
         plan = replace(
             setting.plan,
             objective=Supervised(),
+            # A bridge of an end costs N calls, and many updates matter more than large ones.
+            batch=min(PATHS, setting.plan.batch),
             warm_start=0.0,
             behaviour=BehaviourWeights(on_policy=0, pool=0, data=1),
             optimisation=replace(setting.plan.optimisation, balance_scale=1.0),
