@@ -22,7 +22,7 @@ from difftilt.schedules import quantile_log_snr
 from difftilt.scoring import log_ratio
 from difftilt.tasks.bandits import Bandit, ContextualDenoiser, ContextualMixture, line_law
 from difftilt.tasks.exact.vectors import vector_chain
-from difftilt.training.plan import Optimisation
+from difftilt.training.plan import BehaviourWeights, Optimisation
 from difftilt.transitions import GaussianTilt
 from difftilt.values import VectorValue
 
@@ -150,6 +150,7 @@ def test_two_betas_of_a_gaussian_are_learned_at_once(generator):
         steps=250,
         batch=256,
         warm_start=0.0,
+        behaviour=BehaviourWeights(on_policy=1.0, pool=0.0),
         optimisation=Optimisation(learning_rate=1e-2, decay_from=0.3, ema=0.9),
     )
     for beta in (0.0, 1.0, 4.0):
