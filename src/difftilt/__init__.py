@@ -18,6 +18,7 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from difftilt.adapters.text.base import TextModel, load_text_model
     from difftilt.adapters.text.export import export_text_model
+    from difftilt.adapters.text.readers import load_reader
     from difftilt.adapters.text_rewards import ReadingReward, SimilarityReward, TextClassifierReward
     from difftilt.chains import Chain, Path
     from difftilt.controls import ControlReward
@@ -45,7 +46,7 @@ if _typing.TYPE_CHECKING:
     )
     from difftilt.forms import DriftNet, FullCopy, LoRA, Perceptron, ValueGuided
     from difftilt.guidance.base import Guidance
-    from difftilt.guidance.classifier_free import ClassifierFreeGuidance
+    from difftilt.guidance.classifier_free import ClassifierFreeGuidance, ClassifierFreeKernel
     from difftilt.guidance.learned import ClassifierGuidance, OracleGuidance, ValueGuidance
     from difftilt.guidance.pseudoinverse import PiGDM
     from difftilt.guidance.reconstruction import DPS, LGDMC
@@ -56,6 +57,7 @@ if _typing.TYPE_CHECKING:
     from difftilt.objectives.ddpp import DDPP
     from difftilt.objectives.forward import AdvantageWeighted
     from difftilt.objectives.group_policy import GroupPolicyGradient
+    from difftilt.objectives.negative_aware import NegativeAware
     from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
     from difftilt.objectives.payoff import RGDM, RewardWeighted
     from difftilt.objectives.policy import DDPO, DPOK, Reinforce
@@ -98,6 +100,11 @@ if _typing.TYPE_CHECKING:
     from difftilt.text.rewards import StringReward, TextReward
     from difftilt.text_priors import TextPrior, text_prior
     from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
+    from difftilt.training.noisy_classifier import (
+        ClassifierFit,
+        NoisyClassifier,
+        fit_noisy_classifier,
+    )
     from difftilt.training.plan import (
         RTB,
         BehaviourWeights,
@@ -123,7 +130,9 @@ __all__ = [
     "Certificate",
     "Chain",
     "CheckpointError",
+    "ClassifierFit",
     "ClassifierFreeGuidance",
+    "ClassifierFreeKernel",
     "ClassifierGuidance",
     "ClassifierReward",
     "Completion",
@@ -154,6 +163,8 @@ __all__ = [
     "LoRA",
     "MaskedDiffusion",
     "MissingPackage",
+    "NegativeAware",
+    "NoisyClassifier",
     "Optimisation",
     "OracleGuidance",
     "Parallel",
@@ -208,9 +219,11 @@ __all__ = [
     "canvas",
     "completed",
     "export_text_model",
+    "fit_noisy_classifier",
     "isolated",
     "latent",
     "load",
+    "load_reader",
     "load_text_model",
     "log_ratio",
     "marginal_log_prob",
@@ -226,6 +239,7 @@ _HOMES = {
         "load_text_model",
     ),
     "difftilt.adapters.text.export": ("export_text_model",),
+    "difftilt.adapters.text.readers": ("load_reader",),
     "difftilt.adapters.text_rewards": (
         "ReadingReward",
         "SimilarityReward",
@@ -257,6 +271,7 @@ _HOMES = {
     ),
     "difftilt.objectives.ddpp": ("DDPP",),
     "difftilt.objectives.group_policy": ("GroupPolicyGradient",),
+    "difftilt.objectives.negative_aware": ("NegativeAware",),
     "difftilt.objectives.supervised": ("Supervised",),
     "difftilt.objectives.wake": ("Wake",),
     "difftilt.text.rewards": ("StringReward", "TextReward"),
@@ -295,7 +310,10 @@ _HOMES = {
         "ValueGuided",
     ),
     "difftilt.guidance.base": ("Guidance",),
-    "difftilt.guidance.classifier_free": ("ClassifierFreeGuidance",),
+    "difftilt.guidance.classifier_free": (
+        "ClassifierFreeGuidance",
+        "ClassifierFreeKernel",
+    ),
     "difftilt.guidance.learned": (
         "ClassifierGuidance",
         "OracleGuidance",
@@ -368,6 +386,11 @@ _HOMES = {
         "ValueTwisted",
     ),
     "difftilt.smc.population": ("Population",),
+    "difftilt.training.noisy_classifier": (
+        "ClassifierFit",
+        "NoisyClassifier",
+        "fit_noisy_classifier",
+    ),
     "difftilt.training.plan": (
         "BehaviourWeights",
         "Optimisation",
