@@ -1,0 +1,289 @@
+"""Diffusion policies: a noise-predicting network of an action, its time and the observed state.
+
+    policy = load_policy(folder)                       # or built by difftilt.tasks.control
+    prior = policy.prior(steps=15)                     # a Prior; bind states with given(states)
+    likely = policy.support(states, count=16)          # fast draws by DPM-Solver
+
+The noise levels are a diffusers scheduler's. **The last of them has to be noise**: a chain starts
+from N(0, I), so that the signal left at the last level, ``alpha_N``, is a part of the data that the
+sampler never starts from (75 steps of beta from 1e-4 to 0.02 keep 67 % of the signal, and what is
+sampled then is no longer what was learned). A schedule of terminal signal-to-noise ratio above
+1e-3 is refused. The step to ``x_0`` gets a small standard deviation, so that it too is a law which
+a posterior can tilt, and a trained posterior is again an ordinary policy, of one call per step.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from difftilt.adapters.actions import Bound, bounded
+from difftilt.adapters.diffusers import fingerprint
+from difftilt.adapters.folders import check_replaceable, write_whole
+from difftilt.adapters.schedulers import diffusion_from_scheduler
+from difftilt.chains import Chain
+from difftilt.denoisers import Denoiser, Level, to_clean
+from difftilt.errors import CheckpointError, InputError, require
+from difftilt.models.residual import ResidualMLP, ResidualSize
+
+Schedule = Literal["linear", "squaredcos_cap_v2", "vp_linear"]
+LARGEST_TERMINAL_SNR = 1e-3
+KIND = "difftilt diffusion policy"
+CONFIG, WEIGHTS = "policy.json", "policy.safetensors"
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a diffusion policy is besides its weights.
+
+    Arguments:
+        observations: O, numbers in a state.
+        actions: A, numbers in an action.
+        size: of the network.
+        schedule: of beta: "linear" from 1e-4 to 0.02 or "squaredcos_cap_v2", as diffusers' own; or
+            "vp_linear", the continuous ``beta(t) = 0.1 + 19.9 t`` on the same number of times.
+        training_steps: T, times that the network knows.
+        unit_time: tell the network ``(k + 1) / T`` instead of the time k = 0 ... T - 1.
+        final_std: standard deviation of the step to x_0, above 0.
+        bound: how actions are bounded.
+
+    Raises:
+        InputError: a number out of range, or a schedule whose last level is not noise.
+    """
+
+    observations: int
+    actions: int
+    size: ResidualSize = field(default_factory=ResidualSize)
+    schedule: Schedule = "linear"
+    training_steps: int = 1000
+    unit_time: bool = False
+    final_std: float = 0.05
+    bound: Bound = "clip"
+
+    def __post_init__(self) -> None:
+        for name in ("observations", "actions", "training_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"a policy needs {name} >= 1, got {getattr(self, name)}")
+        if not self.final_std > 0:
+            raise InputError(f"final_std={self.final_std}; the last step needs a positive one")
+        left = float(self.scheduler().alphas_cumprod[-1])
+        ratio = left / (1 - left)
+        if ratio > LARGEST_TERMINAL_SNR:
+            raise InputError(
+                f"the schedule {self.schedule!r} over {self.training_steps} steps ends at a "
+                f"signal-to-noise ratio of {ratio:.2g}, but a chain starts from pure noise "
+                f"({LARGEST_TERMINAL_SNR:g} at most); take more training steps"
+            )
+
+    def scheduler(self) -> Any:
+        """The diffusers scheduler of the prior's chain.
+
+        Raises:
+            MissingPackage: diffusers is not installed.
+        """
+        require("diffusers", "diffusers")
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        return DDPMScheduler(clip_sample=False, timestep_spacing="trailing", **self._betas())
+
+    def fast_scheduler(self) -> Any:
+        """DPM-Solver++ of second order on the same levels."""
+        require("diffusers", "diffusers")
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+        return DPMSolverMultistepScheduler(
+            algorithm_type="dpmsolver++", timestep_spacing="trailing", **self._betas()
+        )
+
+    def _betas(self) -> dict[str, Any]:
+        steps = self.training_steps
+        if self.schedule != "vp_linear":
+            return {"num_train_timesteps": steps, "beta_schedule": self.schedule}
+        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        # log alpha² = -∫ beta, so that beta_k = 1 - alpha²_k / alpha²_{k-1} is exact at each time.
+        log_squared = -0.1 * t - 9.95 * t**2
+        betas = -torch.expm1(log_squared.diff())
+        return {"num_train_timesteps": steps, "trained_betas": betas.tolist()}
+
+
+class PolicyDenoiser(Denoiser):
+    """A noise-predicting network of (action, time, state) as a denoiser; ``given(states)`` binds.
+
+    Arguments:
+        network: called as ``network(x, time, state)``.
+        observations: O; a condition may hold more, which the prior does not read.
+        further: numbers beyond the state that a posterior reads (``informed``).
+        clock: from the scheduler's times to those that the network is told: ``(time + 1) / clock``;
+            None for the scheduler's own.
+        condition: (B, O) or (B, O + further) bound states, or None.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        observations: int,
+        further: int = 0,
+        clock: int | None = None,
+        condition: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.observations, self.further, self.clock = observations, further, clock
+        self.condition = condition
+
+    def forward(self, x_t: Float[Tensor, "B A"], level: Level) -> Float[Tensor, "B A"]:
+        if self.condition is None:
+            raise InputError("a policy acts in a state; bind states with given(states (B, O))")
+        if self.condition.ndim != 2 or self.condition.shape[1] < self.observations:
+            raise InputError(
+                f"this policy reads states of {self.observations} numbers, (B, "
+                f"{self.observations}), and got {tuple(self.condition.shape)}"
+            )
+        time = level.times(x_t, x_t.dtype)
+        time = time if self.clock is None else (time + 1) / self.clock
+        output = self.network(x_t, time, self.condition[:, : self.observations])
+        return to_clean("epsilon", output, x_t, level)
+
+    def given(self, condition: Tensor | None) -> "PolicyDenoiser":
+        return PolicyDenoiser(self.network, self.observations, self.further, self.clock, condition)
+
+    def informed(self) -> "PolicyDenoiser":
+        if not self.further:
+            return self
+        network: Any = self.network
+        seen = self.observations + self.further
+        return PolicyDenoiser(network.reading(self.further), seen, 0, self.clock, self.condition)
+
+
+@dataclass(frozen=True)
+class DiffusionPolicy:
+    """A behaviour ``μ(a | s)`` as a diffusion model.
+
+    Arguments:
+        network: predicts noise, ``network(x, time, state)``; frozen.
+        config: what it is besides its weights.
+    """
+
+    network: ResidualMLP
+    config: PolicyConfig
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+        return fingerprint(self.network)
+
+    def chain(self, steps: int, further: int = 0) -> Chain:
+        """The policy's chain of N steps, every one of which has a density.
+
+        Arguments:
+            steps: N.
+            further: numbers of a condition, beyond the state, that a posterior will read.
+        """
+        config = self.config
+        found = diffusion_from_scheduler(config.scheduler(), steps)
+        clock = config.training_steps if config.unit_time else None
+        denoiser = PolicyDenoiser(self.network, config.observations, further, clock)
+        like = self.network.first.weight.new_zeros(())
+        diffusion = found.diffusion.with_std(1, config.final_std)
+        return Chain(denoiser, diffusion, (config.actions,), like=like)
+
+    def decode(self, x: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """The actions, in [-1, 1], of states x_0 of the chain."""
+        return bounded(x, self.config.bound)
+
+    @torch.no_grad()
+    def support(
+        self,
+        states: Float[Tensor, "B O"],
+        count: int = 16,
+        generator: torch.Generator | None = None,
+        steps: int = 15,
+    ) -> Float[Tensor, "B K A"]:
+        """K draws of x_0 for each state, by DPM-Solver: fast, and near the policy's law.
+
+        Arguments:
+            states: (B, O).
+            count: K.
+            generator: of the noise.
+            steps: network calls per draw.
+        """
+        solver = self.config.fast_scheduler()
+        solver.set_timesteps(steps)
+        rows = states.repeat_interleave(count, 0)
+        shape = (len(rows), self.config.actions)
+        x = torch.randn(shape, generator=generator, dtype=rows.dtype, device=rows.device)
+        for time in solver.timesteps:
+            told = (time + 1) / self.config.training_steps if self.config.unit_time else time
+            output = self.network(x, told.to(x).expand(len(x)), rows)
+            x = solver.step(output, time, x).prev_sample
+        return x.unflatten(0, (-1, count))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config (JSON) and weights (safetensors); the folder appears whole or not at all.
+
+        Raises:
+            InputError: the folder holds something else.
+            CheckpointError: it cannot be written.
+        """
+        folder = Path(folder).expanduser()
+        check_replaceable(folder, CONFIG, KIND)
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+
+        def write(new: Path) -> None:
+            new.mkdir()
+            text = json.dumps({"kind": KIND, "config": asdict(self.config)}, indent=1)
+            (new / CONFIG).write_text(text + "\n")
+            save_file(weights, new / WEIGHTS)
+
+        write_whole(folder, write, "policy")
+        return folder
+
+
+def new_policy(config: PolicyConfig, seed: int = 0) -> DiffusionPolicy:
+    """A policy with untrained weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ResidualMLP(config.actions, config.observations, size=config.size)
+    return DiffusionPolicy(network.requires_grad_(False), config)
+
+
+def load_policy(folder: str | Path) -> DiffusionPolicy:
+    """A policy that ``save`` wrote.
+
+    Raises:
+        CheckpointError: a file is missing, broken or does not fit.
+        InputError: the config is out of range.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        written = json.loads((folder / CONFIG).read_text())
+        options = dict(written["config"])
+        config = PolicyConfig(**{**options, "size": ResidualSize(**options["size"])})
+        weights = load_file(folder / WEIGHTS)
+    except InputError:
+        raise
+    except Exception as error:  # json, safetensors and a dataclass have kinds of their own
+        raise CheckpointError(
+            f"{folder} holds no readable {KIND} ({CONFIG} and {WEIGHTS}): {error}"
+        ) from error
+    policy = new_policy(config)
+    fill(policy.network, weights, str(folder))
+    return policy
+
+
+def fill(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Put weights into a network.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the weights of {source} do not fit the policy: {reason}") from error
