@@ -1,6 +1,7 @@
 """What carries a posterior: a copy of the prior, adapters on it, a drift net, a perceptron, or
 a value whose gradient guides."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from difftilt.chains import Chain, Kernel
@@ -12,7 +13,16 @@ from difftilt.values import VectorValue
 
 
 @dataclass(frozen=True)
-class FullCopy:
+class Form(ABC):
+    """What carries a posterior; a task may have one of its own."""
+
+    @abstractmethod
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+
+
+@dataclass(frozen=True)
+class FullCopy(Form):
     """A trainable copy of the prior's network.
 
     Arguments:
@@ -38,7 +48,7 @@ class FullCopy:
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Form):
     """Low-rank adapters on the prior's own network; the prior is the net with adapters off.
 
     Arguments:
@@ -62,7 +72,7 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class DriftNet:
+class DriftNet(Form):
     """An additive drift net of the prior's own class, smaller by ``shrink``.
 
     Arguments:
@@ -79,7 +89,7 @@ class DriftNet:
 
 
 @dataclass(frozen=True)
-class Perceptron:
+class Perceptron(Form):
     """An additive tilt for states of a few dimensions: K Gaussians per step.
 
     Arguments:
@@ -113,7 +123,7 @@ class Perceptron:
 
 
 @dataclass(frozen=True)
-class ValueGuided:
+class ValueGuided(Form):
     """The prior guided by the gradient of a learned ``log h``, a perceptron; what ``CEP`` trains.
 
     Arguments:
@@ -138,6 +148,3 @@ class ValueGuided:
         # The target's own β is set by who knows it (``ValueKernel.at``).
         beta = 1.0 if self.largest_beta is None else self.largest_beta
         return ValueKernel(value, chain.denoiser, chain.gaussian, self.scale, beta)
-
-
-Form = FullCopy | LoRA | DriftNet | Perceptron | ValueGuided

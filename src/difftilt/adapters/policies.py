@@ -8,12 +8,22 @@ The noise levels are a diffusers scheduler's. **The last of them has to be noise
 from N(0, I), so that the signal left at the last level, ``alpha_N``, is a part of the data that the
 sampler never starts from (75 steps of beta from 1e-4 to 0.02 keep 67 % of the signal, and what is
 sampled then is no longer what was learned). A schedule of terminal signal-to-noise ratio above
-1e-3 is refused. The step to ``x_0`` gets a small standard deviation, so that it too is a law which
-a posterior can tilt, and a trained posterior is again an ordinary policy, of one call per step.
+1e-3 is refused.
+
+Few steps are enough for two reasons. They are spread over the log-SNR where actions are decided,
+not over the time. And each step has the variance of largest likelihood,
+
+    std_n² = Var[x_{n-1} | x_n, x_0] + (a_n sigma_n / alpha_n)² E|ε - ε̂|² / A,
+
+with a_n the step's coefficient of x_0: exact for Gaussian actions at any N, where DDPM's own
+variance narrows them (0.3 becomes 0.21 in 15 even steps). The step to ``x_0`` is then a law like
+the others, which a posterior can tilt, and a trained posterior is again an ordinary policy.
+
+Source of the variance: Bao et al. 2022, Analytic-DPM, theorem 1 (arXiv 2201.06503).
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +35,24 @@ from torch import Tensor, nn
 from difftilt.adapters.actions import Bound, bounded
 from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.folders import check_replaceable, write_whole
-from difftilt.adapters.schedulers import diffusion_from_scheduler
 from difftilt.chains import Chain
 from difftilt.denoisers import Denoiser, Level, to_clean
+from difftilt.diffusions.gaussian import (
+    GaussianDiffusion,
+    ancestral_tables,
+    posterior_variance,
+)
 from difftilt.errors import CheckpointError, InputError, require
 from difftilt.models.residual import ResidualMLP, ResidualSize
+from difftilt.schedules import NoiseLevels, quantile_log_snr
 
 Schedule = Literal["linear", "squaredcos_cap_v2", "vp_linear"]
 LARGEST_TERMINAL_SNR = 1e-3
 KIND = "difftilt diffusion policy"
 CONFIG, WEIGHTS = "policy.json", "policy.safetensors"
+ERROR = "noise_error"
+CLEANEST = 6.0
+MEASURED, MEASURED_ROWS = 64, 2048
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class PolicyConfig:
             "vp_linear", the continuous ``beta(t) = 0.1 + 19.9 t`` on the same number of times.
         training_steps: T, times that the network knows.
         unit_time: tell the network ``(k + 1) / T`` instead of the time k = 0 ... T - 1.
-        final_std: standard deviation of the step to x_0, above 0.
+        final_std: least standard deviation of the step to x_0, above 0.
         bound: how actions are bounded.
 
     Raises:
@@ -81,7 +99,7 @@ class PolicyConfig:
             )
 
     def scheduler(self) -> Any:
-        """The diffusers scheduler of the prior's chain.
+        """The diffusers scheduler whose levels the network was trained on.
 
         Raises:
             MissingPackage: diffusers is not installed.
@@ -89,15 +107,43 @@ class PolicyConfig:
         require("diffusers", "diffusers")
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-        return DDPMScheduler(clip_sample=False, timestep_spacing="trailing", **self._betas())
+        return DDPMScheduler(clip_sample=False, **self._betas())
+
+    def levels(self, steps: int) -> NoiseLevels:
+        """N of the network's times, spread over the log-SNR; the last one is noise.
+
+        Raises:
+            InputError: more steps than times.
+        """
+        if not 1 <= steps <= self.training_steps:
+            raise InputError(
+                f"a chain of this policy has 1 to {self.training_steps} steps, got steps={steps}"
+            )
+        squared = self.scheduler().alphas_cumprod.double()
+        log_snr = (squared / (1 - squared)).log()
+        wanted = quantile_log_snr(steps, clean=CLEANEST, noisy=float(log_snr[-1]))
+        times = torch.searchsorted(-log_snr, -wanted).clamp(max=self.training_steps - 1)
+        # Two steps at one time: the later one moves on, at the end of the range the earlier back.
+        step = torch.arange(steps)
+        times = (times - step).cummax(0).values + step
+        times = torch.minimum(times, self.training_steps - steps + step)
+        first = torch.zeros(1, dtype=torch.float64)
+        return NoiseLevels(
+            torch.cat([first, times.double()]),
+            torch.cat([first + 1, squared[times].sqrt()]),
+            torch.cat([first, (1 - squared[times]).sqrt()]),
+        )
 
     def fast_scheduler(self) -> Any:
-        """DPM-Solver++ of second order on the same levels."""
+        """DPM-Solver++ of second order on the same levels, even in log-SNR."""
         require("diffusers", "diffusers")
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
         return DPMSolverMultistepScheduler(
-            algorithm_type="dpmsolver++", timestep_spacing="trailing", **self._betas()
+            algorithm_type="dpmsolver++",
+            timestep_spacing="trailing",
+            use_lu_lambdas=True,
+            **self._betas(),
         )
 
     def _betas(self) -> dict[str, Any]:
@@ -167,10 +213,13 @@ class DiffusionPolicy:
     Arguments:
         network: predicts noise, ``network(x, time, state)``; frozen.
         config: what it is besides its weights.
+        error: (T,) mean squared error of the predicted noise at each time (``measured``), or None:
+            the chain then has DDPM's own variances, which are too small.
     """
 
     network: ResidualMLP
     config: PolicyConfig
+    error: Float[Tensor, " times"] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -184,13 +233,58 @@ class DiffusionPolicy:
             steps: N.
             further: numbers of a condition, beyond the state, that a posterior will read.
         """
-        config = self.config
-        found = diffusion_from_scheduler(config.scheduler(), steps)
+        config, levels = self.config, self.config.levels(steps)
         clock = config.training_steps if config.unit_time else None
         denoiser = PolicyDenoiser(self.network, config.observations, further, clock)
         like = self.network.first.weight.new_zeros(())
-        diffusion = found.diffusion.with_std(1, config.final_std)
+        tables = ancestral_tables(levels, self._stds(levels))
+        diffusion = GaussianDiffusion(levels, tables, base_std=1.0)
         return Chain(denoiser, diffusion, (config.actions,), like=like)
+
+    def _stds(self, levels: NoiseLevels) -> Float[Tensor, " levels"]:
+        """The standard deviation of each step (equation of the module)."""
+        variance = posterior_variance(levels)
+        if self.error is not None:
+            clean = ancestral_tables(levels).clipped
+            spread = (clean * levels.sigma / levels.alpha) ** 2
+            variance = variance + spread * self.error.double()[levels.time.long()]
+        variance[1] = variance[1].clamp(min=self.config.final_std**2)
+        return variance.sqrt()
+
+    @torch.no_grad()
+    def measured(
+        self,
+        states: Float[Tensor, "n O"],
+        x_0: Float[Tensor, "n A"],
+        generator: torch.Generator | None = None,
+    ) -> "DiffusionPolicy":
+        """This policy with its error, measured on data; between 64 times by interpolation.
+
+        Arguments:
+            states: of the data.
+            x_0: states of the chain whose actions were logged (``actions.unbounded``).
+            generator: of the noise and of the rows.
+        """
+        squared = self.config.scheduler().alphas_cumprod
+        count = self.config.training_steps
+        times = torch.linspace(0, count - 1, min(MEASURED, count)).round().long()
+        found = []
+        for time in times.tolist():
+            rows = torch.randint(len(x_0), (MEASURED_ROWS,), generator=generator)
+            noise = torch.randn(x_0[rows].shape, generator=generator)
+            x = squared[time].sqrt() * x_0[rows] + (1 - squared[time]).sqrt() * noise
+            said = self.network(x, self._told(time).expand(len(x)), states[rows])
+            found.append((said - noise).square().mean())
+        place = torch.searchsorted(times, torch.arange(count)).clamp(1, len(times) - 1)
+        low, high = times[place - 1], times[place]
+        share = (torch.arange(count) - low) / (high - low)
+        error = torch.stack(found)
+        return replace(self, error=torch.lerp(error[place - 1], error[place], share))
+
+    def _told(self, time: int | Tensor) -> Tensor:
+        """The time that the network is told."""
+        asked = torch.as_tensor(time, dtype=torch.float32)
+        return (asked + 1) / self.config.training_steps if self.config.unit_time else asked
 
     def decode(self, x: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """The actions, in [-1, 1], of states x_0 of the chain."""
@@ -218,8 +312,7 @@ class DiffusionPolicy:
         shape = (len(rows), self.config.actions)
         x = torch.randn(shape, generator=generator, dtype=rows.dtype, device=rows.device)
         for time in solver.timesteps:
-            told = (time + 1) / self.config.training_steps if self.config.unit_time else time
-            output = self.network(x, told.to(x).expand(len(x)), rows)
+            output = self.network(x, self._told(time).to(x).expand(len(x)), rows)
             x = solver.step(output, time, x).prev_sample
         return x.unflatten(0, (-1, count))
 
@@ -233,6 +326,8 @@ class DiffusionPolicy:
         folder = Path(folder).expanduser()
         check_replaceable(folder, CONFIG, KIND)
         weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        if self.error is not None:
+            weights[ERROR] = self.error.contiguous()
 
         def write(new: Path) -> None:
             new.mkdir()
@@ -271,9 +366,10 @@ def load_policy(folder: str | Path) -> DiffusionPolicy:
         raise CheckpointError(
             f"{folder} holds no readable {KIND} ({CONFIG} and {WEIGHTS}): {error}"
         ) from error
+    error = weights.pop(ERROR, None)
     policy = new_policy(config)
     fill(policy.network, weights, str(folder))
-    return policy
+    return replace(policy, error=error)
 
 
 def fill(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -60,7 +60,7 @@ def fit_behaviour(data: OfflineData, config: PolicyConfig, fit: Fit) -> Diffusio
         for parameter, kept in zip(parameters, average, strict=True):
             parameter.copy_(kept)
     network.eval().requires_grad_(False)
-    return policy
+    return policy.measured(states, actions, generator)
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ class Critic:
     """
 
     twins: nn.ModuleList
-    value: Standardised
+    value: nn.Module
     reward_scale: float = 1.0
 
     def q(self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from difftilt.adapters.policies import PolicyDenoiser
 from difftilt.chains import Chain
 from difftilt.errors import InputError
+from difftilt.forms import Form
 from difftilt.models.residual import ResidualMLP, ResidualSize
 from difftilt.value_kernel import ValueKernel
 from difftilt.values import Value
@@ -64,7 +65,7 @@ class StateValue(Value):
 
 
 @dataclass(frozen=True)
-class StateGuided:
+class StateGuided(Form):
     """A diffusion policy guided by the gradient of a ``StateValue``; what ``CEP`` trains.
 
     Arguments:
