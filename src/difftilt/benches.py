@@ -4,14 +4,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from difftilt.errors import InputError
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.pathwise import KLControl
+from difftilt.recipes.control_bench import ControlBench
+from difftilt.recipes.control_methods import control_methods
+from difftilt.recipes.control_parts import Parts
 from difftilt.recipes.controls import controls_plan, two_controls
 from difftilt.recipes.exact import Effort, check_name
 from difftilt.recipes.exact_bench import Bench
@@ -176,6 +180,49 @@ def infill(options: Annotated[Infilling, tyro.conf.arg(name="")]) -> Result:
 
 
 @dataclass(frozen=True)
+class OfflineControl:
+    """Offline control: methods on the same behaviour and critic, played in the environment.
+
+    Arguments:
+        data: name of a data set (may be repeated).
+        method: name of a method (may be repeated); default all.
+        seeds: of behaviours, critics, trainings and episodes.
+        updates: of each training.
+        episodes: of each evaluation.
+        parts: how behaviours and critics are made.
+        json_file: write the rows there as JSON.
+    """
+
+    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    updates: int = 3000
+    episodes: int = 10
+    parts: Parts = field(default_factory=Parts)
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+
+
+def control(options: Annotated[OfflineControl, tyro.conf.arg(name="")]) -> Result:
+    """Offline control: methods on the same behaviour and critic, played in the environment.
+
+    Args:
+        options: what to run, and where to write.
+    """
+    if not options.data:
+        raise InputError("name at least one data set, e.g. --data halfcheetah-medium")
+    chosen = list(options.method) or list(control_methods())
+    plan = (options.updates, options.episodes, options.parts)
+    bench = ControlBench(list(options.data), chosen, list(options.seeds), *plan)
+    rows = _all_rows(bench, options.json_file)
+    if len(options.seeds) == 1:
+        return Result(rows, rows, OFFLINE_COLUMNS, OFFLINE_LEGEND)
+    columns = [c for c in OFFLINE_COLUMNS if c.key not in ("seed", "return_error")]
+    scored = all(row["score"] is not None for row in rows)
+    shown = compared(rows, [c.key for c in columns], best="score" if scored else "return")
+    return Result(rows, shown, columns, OFFLINE_LEGEND)
+
+
+@dataclass(frozen=True)
 class Controls:
     """Two independent controls learned from separate labelled sets (CTRL's task), with the answer.
 
@@ -241,7 +288,7 @@ def _write(rows: list[dict[str, Any]], path: Path | None) -> None:
 
 
 def _all_rows(
-    bench: Bench | ImageBench | TextBench, json_file: Path | None
+    bench: Bench | ControlBench | ImageBench | TextBench, json_file: Path | None
 ) -> list[dict[str, Any]]:
     """The rows of a bench, written down as they come."""
     rows, started = [], time.monotonic()
@@ -371,6 +418,24 @@ CONTROL_COLUMNS = [
 CONTROL_LEGEND = """\
 TV: of mode weights to the closed form, raw, importance-weighted, and of the exact posterior under
 the learned classifiers, which no sampler can beat; ELBO - log Z: nats."""
+OFFLINE_COLUMNS = [
+    Column("problem", "data"),
+    Column("method"),
+    Column("seed"),
+    Column("score"),
+    Column("return"),
+    Column("return_error", "±"),
+    Column("ess", "ESS", 2),
+    Column("beta"),
+    Column("seconds", "s"),
+    Column("action_ms", "ms/action"),
+    Column("peak_mb", "peak MB"),
+]
+OFFLINE_LEGEND = """\
+score: 100 (return - random) / (expert - random), by this package's references; return, ±: mean and
+standard error over episodes; ESS: share, mean over held-out states; beta: chosen on held-out states
+by the critic, never by returns; s: seconds of the training, prior and critic left out; ms/action:
+one call in one state; peak MB: how far the process grew. Seeds: mean ± standard deviation."""
 LABEL_COLUMNS = [
     Column("beta"),
     Column("a"),
@@ -386,6 +451,7 @@ in nats: exact, and at the optimum of each loss over all sets of K."""
 
 TABLES = {
     "exact": Table(exact, "every method on problems with a known answer"),
+    "control": Table(control, "offline control: methods on one behaviour and critic, played"),
     "controls": Table(controls, "CTRL's task: two controls learned apart, used together"),
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "infill": Table(infill, "the text table: the missing sentence of held-out stories"),

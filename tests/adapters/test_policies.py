@@ -13,11 +13,11 @@ from difftilt.adapters.policies import (
     CONFIG,
     WEIGHTS,
     DiffusionPolicy,
-    PolicyConfig,
     PolicyDenoiser,
     load_policy,
     new_policy,
 )
+from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import CheckpointError, InputError
 from difftilt.kernels import full_copy, untilted
 from difftilt.models.residual import ResidualSize

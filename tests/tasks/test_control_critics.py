@@ -11,8 +11,6 @@ from difftilt.errors import InputError, TrainingError
 from difftilt.tasks.control.critics import (
     Critic,
     CriticOptions,
-    beta_of_divergence,
-    divergences,
     expectile_loss,
     fit_in_support,
     fit_iql,
@@ -21,6 +19,7 @@ from difftilt.tasks.control.critics import (
 )
 from difftilt.tasks.control.data import OfflineData
 from difftilt.tasks.control.fitting import Fit, reward_scale
+from difftilt.tasks.control.temperature import beta_of_divergence, divergences
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 DISCOUNT, BETA = 0.9, 3.0

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from difftilt.adapters.policies import DiffusionPolicy, PolicyConfig, fill, new_policy
+from difftilt.adapters.policies import DiffusionPolicy, fill, new_policy
+from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import InputError
 from difftilt.models.residual import ResidualSize
 

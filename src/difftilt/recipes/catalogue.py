@@ -1,6 +1,7 @@
 """The recipes by name."""
 
 from difftilt.recipes.base import Recipe
+from difftilt.recipes.control import Control
 from difftilt.recipes.custom import Custom
 from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
@@ -9,6 +10,7 @@ from difftilt.recipes.infill import Infill
 RECIPES: dict[str, type[Recipe]] = {
     "fashion": Fashion,
     "infill": Infill,
+    "control": Control,
     "custom": Custom,
     "exact": Exact,
 }

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.adapters.actions import Bound, unbounded
-from difftilt.adapters.policies import DiffusionPolicy, PolicyConfig
+from difftilt.adapters.policies import DiffusionPolicy
+from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import InputError
 from difftilt.models.residual import ResidualSize
 from difftilt.posteriors import Prior, Sources, Target
@@ -27,13 +28,13 @@ from difftilt.tasks.control.behaviour import fit_behaviour, support_of
 from difftilt.tasks.control.critics import (
     Critic,
     CriticOptions,
-    beta_of_divergence,
     fit_in_support,
     fit_iql,
 )
 from difftilt.tasks.control.data import OfflineData
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.stored import data_digest, kept_critic, kept_policy
+from difftilt.tasks.control.temperature import beta_of_divergence
 
 SOLVER_STEPS = 10
 SPLIT_SEED = 0
@@ -151,7 +152,7 @@ def build_setting(
     source = f"a diffusion policy of weights {policy.fingerprint[:16]}"
     prior = Prior(policy.chain(parts.steps), policy.decode, source)
     target = prior.tilt(Advantage(critic), beta)
-    sources = _sources(seen, policy, parts)
+    sources = support_sources(seen, policy, parts)
     return ControlSetting(seen, held_out, policy, critic, target, sources, parts)
 
 
@@ -207,7 +208,7 @@ def _chosen_beta(
         return beta_of_divergence(critic.q_of_support(states, actions), parts.nats)
 
 
-def _sources(data: OfflineData, policy: DiffusionPolicy, parts: Parts) -> Sources:
+def support_sources(data: OfflineData, policy: DiffusionPolicy, parts: Parts) -> Sources:
     """In each of some states the logged action, and K - 1 of the behaviour."""
     generator = torch.Generator().manual_seed(parts.seed + 9)
     count = min(parts.support_states, len(data))

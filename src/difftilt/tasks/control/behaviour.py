@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from difftilt.adapters.actions import unbounded
-from difftilt.adapters.policies import DiffusionPolicy, PolicyConfig, new_policy
+from difftilt.adapters.policies import DiffusionPolicy, new_policy
+from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.tasks.control.critics import Standardised, standardised
 from difftilt.tasks.control.data import OfflineData
 from difftilt.tasks.control.fitting import Fit, minimised
