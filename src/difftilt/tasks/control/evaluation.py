@@ -9,23 +9,18 @@ D4RL's tables, whose environments, agents and data differ.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.errors import InputError, MissingPackage, require
-from difftilt.tasks.control.environments import EXTRA, make_environment, scale_of
+from difftilt.tasks.control.environments import EXTRA
+from difftilt.tasks.control.episodes import Game, Policy, advance, play
 from difftilt.tasks.control.references import reference
-
-Policy = Callable[[Float[Tensor, "B O"], torch.Generator], Float[Tensor, "B A"]]
-"""From observations to actions in [-1, 1]; the generator is all that it may draw from."""
-
 
 @dataclass(frozen=True)
 class Returns:
@@ -83,22 +78,10 @@ def evaluate(environment: str, policy: Policy, episodes: int = 10, seed: int = 0
     """
     if episodes < 1:
         raise InputError(f"episodes={episodes} must be at least 1")
-    games = [make_environment(environment) for _ in range(episodes)]
     generator = torch.Generator().manual_seed(seed)
-    seen = [game.reset(seed=seed + i)[0] for i, game in enumerate(games)]
-    returns, lengths = [0.0] * episodes, [0] * episodes
-    running = list(range(episodes))
-    while running:
-        actions = _actions(policy, games[0], [seen[i] for i in running], generator)
-        going = []
-        for i, action in zip(running, actions, strict=True):
-            seen[i], reward, terminated, truncated, _ = games[i].step(action)
-            returns[i] += float(reward)
-            lengths[i] += 1
-            if not (terminated or truncated):
-                going.append(i)
-        running = going
-    return Returns(environment, torch.tensor(returns), torch.tensor(lengths))
+    played = play(environment, policy, range(seed, seed + episodes), generator)
+    returns = torch.tensor([episode.rewards.sum() for episode in played]).float()
+    return Returns(environment, returns, torch.tensor([len(episode) for episode in played]))
 
 
 def normalised(environment: str, returns: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -123,32 +106,15 @@ def record_gif(
         MissingPackage: imageio is not installed, or nothing here can draw.
     """
     imageio = require("imageio", EXTRA)
-    game = make_environment(environment, render_mode="rgb_array")
+    game, frames = Game(environment, seed, render_mode="rgb_array"), []
     generator = torch.Generator().manual_seed(seed)
-    observation, _ = game.reset(seed=seed)
-    frames, over = [], False
     try:
-        while not over and len(frames) < steps:
-            frames.append(_frame(game, environment))
-            action = _actions(policy, game, [observation], generator)[0]
-            observation, _, terminated, truncated, _ = game.step(action)
-            over = terminated or truncated
+        while not game.over and len(frames) < steps:
+            frames.append(_frame(game.made, environment))
+            advance([game], policy, generator)
     finally:
-        game.close()
-    imageio.mimsave(file, frames[::2], fps=25, loop=0)
-
-
-def _actions(policy: Policy, game: Any, seen: list[Any], generator: torch.Generator) -> Any:
-    observations = torch.from_numpy(np.stack(seen)).float()
-    with torch.no_grad():
-        actions = policy(observations, generator)
-    wanted = (len(seen), game.action_space.shape[0])
-    if tuple(actions.shape) != wanted or not torch.isfinite(actions).all():
-        raise InputError(
-            f"the policy's actions are {tuple(actions.shape)}; give finite {wanted} in [-1, 1]"
-        )
-    space = game.action_space
-    return scale_of(space, "the game").from_unit(actions.double().numpy()).astype(space.dtype)
+        game.made.close()
+    imageio.mimsave(file, frames[::2], duration=40, loop=0)
 
 
 def _frame(game: Any, name: str) -> Any:
