@@ -1,14 +1,12 @@
 """Train the linear policies that collect ``difftilt.tasks.control``'s data sets.
 
-    pip install 'difftilt[agents]'
-    python scripts/train_control_agents.py train HalfCheetah-v5 --steps 3_000_000
-    python scripts/train_control_agents.py ship HalfCheetah-v5
+    pip install 'difftilt[control,agents]'
+    python scripts/train_control_agents.py --environment HalfCheetah-v5 --steps 3_000_000
 
-``train`` runs augmented random search (Mania, Guy and Recht 2018, arXiv 1803.07055, V2) as
-sb3-contrib implements it, with an episode loop of our own in numpy, five times as fast as the
-library's. It saves a policy every ``--every`` steps: a line of text per policy, its mean training
-return, goes to stderr. ``ship`` plays every saved policy and writes those that the package keeps:
-ten that lead from the first to the medium one, and the best.
+Augmented random search (Mania, Guy and Recht 2018, arXiv 1803.07055, V2) as sb3-contrib implements
+it, with an episode loop of our own in numpy, several times as fast as the library's. A policy is
+saved every ``--every`` steps; its mean training return goes to stderr.
+``choose_control_agents.py`` then plays the saved policies and keeps some.
 """
 
 import sys
@@ -28,14 +26,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Search:
-    """Augmented random search's settings for one environment (its paper's table 9, or near it)."""
+    """Augmented random search's settings for one environment.
+
+    Arguments:
+        directions: tried in each update, both ways.
+        best: of them used.
+        learning_rate: of an update, in standard deviations of the used returns.
+        deviation: of the directions.
+        alive_bonus: taken off every step's reward, or staying alive alone would be learned.
+    """
 
     directions: int
     best: int
     learning_rate: float
     deviation: float
     alive_bonus: float = 0.0
-    """Taken off every step's reward while training; staying alive would be learned alone."""
 
 
 SEARCHES = {

@@ -12,12 +12,18 @@ it, but should stay where it has been.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from difftilt.errors import InputError
+from difftilt.tasks.control.collection import DATA_SETS, made
+from difftilt.tasks.control.minari_files import Stored, downloaded, read_episodes
 
 TOLERANCE = 1e-3
 """How far outside [-1, 1] an action may lie, for the rounding of files in half precision."""
@@ -172,6 +178,57 @@ class OfflineData:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.episodes, generator=generator).tolist()
         return self.of_episodes(order[out:]), self.of_episodes(order[:out])
+
+
+def load_data(name: str | Path) -> OfflineData:
+    """Offline data by name.
+
+    Arguments:
+        name: one of ``difftilt.tasks.control.collection.DATA_SETS``, such as
+            ``"halfcheetah-medium"``, collected on first use (a minute or two) and kept in the
+            cache; or the folder of a Minari data set; or the id of one, such as
+            ``"D4RL/pointmaze/umaze-v2"``, which Minari downloads unless it has it.
+
+    Raises:
+        InputError: no such name; or values out of range, not finite or of wrong widths.
+        CheckpointError: the folder cannot be read, or the download failed.
+        MissingPackage: the extra ``control`` is not installed.
+    """
+    if name in DATA_SETS:
+        return from_episodes(read_episodes(made(str(name))))
+    if Path(name).is_dir():
+        return from_episodes(read_episodes(Path(name)))
+    return from_episodes(read_episodes(downloaded(str(name), DATA_SETS)))
+
+
+def from_episodes(stored: Stored) -> OfflineData:
+    """The table of some episodes.
+
+    Raises:
+        InputError: no episode with a transition, widths that differ, or values as `OfflineData`
+            refuses them.
+    """
+    episodes = [episode for episode in stored.episodes if len(episode)]
+    if len({(e.observations.shape[1], e.actions.shape[1:]) for e in episodes}) != 1:
+        raise InputError(
+            f"{stored.environment}: the episodes are {len(episodes)} of different widths; give at "
+            "least one with a transition, all with the same observations and actions"
+        )
+    ends = torch.cat([torch.arange(1, len(e) + 1) == len(e) for e in episodes])
+    over = torch.cat([torch.full((len(e),), e.terminated) for e in episodes])
+    return OfflineData(
+        stored.environment,
+        _column([e.observations[:-1] for e in episodes]),
+        _column([e.actions for e in episodes]),
+        _column([e.rewards for e in episodes]),
+        _column([e.observations[1:] for e in episodes]),
+        ends & over,
+        ends & ~over,
+    )
+
+
+def _column(parts: Sequence[NDArray[Any]]) -> Float[Tensor, "M ..."]:
+    return torch.from_numpy(np.concatenate(parts)).float()
 
 
 def _check_shapes(data: OfflineData) -> None:

@@ -18,6 +18,9 @@ from torch import Tensor
 from difftilt.errors import InputError
 from difftilt.tasks.control.environments import make_environment, scale_of
 
+SIDE_BY_SIDE = 10
+"""Episodes that evaluation and collection play at the same time."""
+
 Policy = Callable[[Float[Tensor, "B O"], torch.Generator], Float[Tensor, "B A"]]
 """From observations to actions in [-1, 1]; the generator is all that it may draw from."""
 
@@ -43,25 +46,23 @@ class Episode:
 
 
 class Game:
-    """One environment in the middle of an episode, and what has been recorded of it.
+    """One episode that is being played, and what has been recorded of it.
 
     Arguments:
-        environment: the gymnasium id.
-        seed: of its reset.
-        arguments: handed to ``gymnasium.make``.
+        made: an environment by ``make_environment``; it is reset.
+        seed: of the reset.
     """
 
-    def __init__(self, environment: str, seed: int, **arguments: Any) -> None:
-        self.made = make_environment(environment, **arguments)
-        self.observations = [self.made.reset(seed=seed)[0]]
+    def __init__(self, made: Any, seed: int) -> None:
+        self.made, self.scale = made, scale_of(made.action_space, "the game")
+        self.observations = [made.reset(seed=seed)[0]]
         self.actions: list[Any] = []
         self.rewards: list[float] = []
         self.terminated = self.over = False
 
     def step(self, action: NDArray[Any]) -> None:
         """Take one step with an (A,) action in [-1, 1]."""
-        space = self.made.action_space
-        scaled = scale_of(space, "the game").from_unit(action).astype(space.dtype)
+        scaled = self.scale.from_unit(action).astype(self.made.action_space.dtype)
         observation, reward, terminated, truncated, _ = self.made.step(scaled)
         self.observations.append(observation)
         self.actions.append(action)
@@ -69,32 +70,43 @@ class Game:
         self.terminated, self.over = bool(terminated), bool(terminated or truncated)
 
     def episode(self) -> Episode:
-        """What has been played; the environment is closed."""
-        self.made.close()
-        columns = (self.observations, self.actions, self.rewards)
-        return Episode(*(np.array(column) for column in columns), self.terminated)
+        """What has been played."""
+        observations, actions = np.array(self.observations), np.array(self.actions)
+        return Episode(observations, actions, np.array(self.rewards), self.terminated)
+
+
+def copies(environment: str, count: int) -> list[Any]:
+    """An environment several times, to play in side by side and again: compiling one is slow.
+
+    Raises:
+        InputError: no such environment.
+        MissingPackage: what it runs on is not installed.
+    """
+    return [make_environment(environment) for _ in range(count)]
 
 
 def play(
-    environment: str, policy: Policy, seeds: Sequence[int], generator: torch.Generator
+    made: Sequence[Any], policy: Policy, seeds: Sequence[int], generator: torch.Generator
 ) -> list[Episode]:
-    """One episode for each seed.
+    """One episode for each seed, as many at a time as there are environments.
 
     Arguments:
-        environment: the gymnasium id.
+        made: the ``copies`` to play in.
         policy: called with the observations of the running episodes, in their order; its
             actions are cut to [-1, 1].
-        seeds: of the environments.
+        seeds: of the environments' resets.
         generator: handed to the policy.
 
     Raises:
-        InputError: no such environment, or actions of a wrong shape or not finite.
-        MissingPackage: what the environment runs on is not installed.
+        InputError: actions of a wrong shape or not finite.
     """
-    games = [Game(environment, seed) for seed in seeds]
-    while running := [game for game in games if not game.over]:
-        advance(running, policy, generator)
-    return [game.episode() for game in games]
+    episodes: list[Episode] = []
+    while chosen := seeds[len(episodes) : len(episodes) + len(made)]:
+        games = [Game(place, seed) for place, seed in zip(made, chosen, strict=False)]
+        while running := [game for game in games if not game.over]:
+            advance(running, policy, generator)
+        episodes += [game.episode() for game in games]
+    return episodes
 
 
 def advance(games: Sequence[Game], policy: Policy, generator: torch.Generator) -> None:
@@ -106,7 +118,7 @@ def advance(games: Sequence[Game], policy: Policy, generator: torch.Generator) -
     seen = np.stack([game.observations[-1] for game in games])
     with torch.no_grad():
         actions = policy(torch.from_numpy(seen).float(), generator)
-    wanted = (len(seen), *games[0].made.action_space.shape)
+    wanted = (len(seen), len(games[0].scale.low))
     if tuple(actions.shape) != wanted or not torch.isfinite(actions).all():
         raise InputError(
             f"the policy's actions are {tuple(actions.shape)}; give finite {wanted} in [-1, 1]"

@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.errors import InputError, MissingPackage, require
-from difftilt.tasks.control.environments import EXTRA
-from difftilt.tasks.control.episodes import Game, Policy, advance, play
+from difftilt.tasks.control.environments import EXTRA, make_environment
+from difftilt.tasks.control.episodes import SIDE_BY_SIDE, Game, Policy, advance, copies, play
 from difftilt.tasks.control.references import reference
+
 
 @dataclass(frozen=True)
 class Returns:
@@ -63,7 +64,7 @@ class Returns:
 
 
 def evaluate(environment: str, policy: Policy, episodes: int = 10, seed: int = 0) -> Returns:
-    """Play episodes side by side: one call of the policy serves all that still run.
+    """Play episodes ten by ten: one call of the policy serves all that still run.
 
     Arguments:
         environment: the gymnasium id.
@@ -79,7 +80,8 @@ def evaluate(environment: str, policy: Policy, episodes: int = 10, seed: int = 0
     if episodes < 1:
         raise InputError(f"episodes={episodes} must be at least 1")
     generator = torch.Generator().manual_seed(seed)
-    played = play(environment, policy, range(seed, seed + episodes), generator)
+    made = copies(environment, min(episodes, SIDE_BY_SIDE))
+    played = play(made, policy, range(seed, seed + episodes), generator)
     returns = torch.tensor([episode.rewards.sum() for episode in played]).float()
     return Returns(environment, returns, torch.tensor([len(episode) for episode in played]))
 
@@ -106,14 +108,15 @@ def record_gif(
         MissingPackage: imageio is not installed, or nothing here can draw.
     """
     imageio = require("imageio", EXTRA)
-    game, frames = Game(environment, seed, render_mode="rgb_array"), []
+    made = make_environment(environment, render_mode="rgb_array")
+    game, frames = Game(made, seed), []
     generator = torch.Generator().manual_seed(seed)
     try:
         while not game.over and len(frames) < steps:
-            frames.append(_frame(game.made, environment))
+            frames.append(_frame(made, environment))
             advance([game], policy, generator)
     finally:
-        game.made.close()
+        made.close()
     imageio.mimsave(file, frames[::2], duration=40, loop=0)
 
 

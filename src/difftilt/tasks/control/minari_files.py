@@ -10,6 +10,7 @@ Format: https://minari.farama.org/content/dataset_standards/
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,8 +60,7 @@ def write_episodes(folder: Path, name: str, stored: Stored, description: str = "
     shutil.rmtree(written, ignore_errors=True)
     written.parent.mkdir(parents=True, exist_ok=True)
     storage = storage_type.new(written, made.observation_space, made.action_space, made.spec)
-    buffers = [_buffer(minari, episode, scale) for episode in stored.episodes]
-    storage.update_episodes(buffers)
+    storage.update_episodes(_buffer(episode, scale) for episode in stored.episodes)
     storage.update_metadata(
         {"dataset_id": name, "minari_version": minari.__version__, "description": description}
     )
@@ -93,14 +93,41 @@ def read_episodes(folder: Path) -> Stored:
     return Stored(name, episodes)
 
 
-def _buffer(minari: Any, episode: Episode, scale: Any) -> Any:
+def downloaded(name: str, others: Sequence[str] = ()) -> Path:
+    """The folder of a data set that Minari has, or downloads, by its id.
+
+    Arguments:
+        name: such as ``"D4RL/pointmaze/umaze-v2"``.
+        others: names that the error suggests.
+
+    Raises:
+        InputError: this is no id.
+        CheckpointError: Minari could not download it.
+    """
+    if not re.fullmatch(r"[\w/-]+-v\d+", name):
+        raise InputError(
+            f"no data set is called {name!r}; choose one of {', '.join(others)}, or give a folder "
+            "of a Minari data set or its id, such as D4RL/pointmaze/umaze-v2"
+        )
+    minari = require("minari", EXTRA)
+    try:
+        return Path(minari.load_dataset(name, download=True).spec.data_path)
+    except Exception as error:  # the network, the host's library or Minari itself
+        raise CheckpointError(
+            f"Minari cannot download {name} ({type(error).__name__}: {error}); check the id and "
+            "the network, or give the folder of a copy"
+        ) from None
+
+
+def _buffer(episode: Episode, scale: Any) -> Any:
     over = np.arange(1, len(episode) + 1) == len(episode)
-    return minari.EpisodeBuffer(
+    return require("minari.data_collector", EXTRA).EpisodeBuffer(
         observations=episode.observations.astype(np.float16),
         actions=scale.from_unit(episode.actions).astype(np.float16),
         rewards=episode.rewards.astype(np.float32),
         terminations=over & episode.terminated,
         truncations=over & (not episode.terminated),
+        infos={},
     )
 
 

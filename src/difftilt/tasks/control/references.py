@@ -1,6 +1,7 @@
 """Returns of a random policy and of the best collecting agent: what scores are normalised with.
 
-The table is a file that ``scripts/train_control_agents.py`` writes from what it measures.
+The table is a file that ``scripts/choose_control_agents.py`` writes from what it measures: means
+and standard errors over ``episodes`` episodes.
 """
 
 import json
@@ -20,6 +21,7 @@ class Reference:
         expert: of the best agent, without noise.
         expert_error: its standard error.
         episodes: how many each mean is of.
+        agents: means and standard errors of all agents without noise, the best last.
     """
 
     random: float
@@ -27,6 +29,7 @@ class Reference:
     expert: float
     expert_error: float
     episodes: int
+    agents: list[list[float]]
 
 
 def references() -> dict[str, Reference]:
