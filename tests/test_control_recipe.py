@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 ENVIRONMENT = "InvertedPendulum-v5"
 PARTS = Parts(
-    steps=3,
+    steps=4,
     size=ResidualSize(width=16, blocks=1, expansion=2, embedding=8),
     cloning=Fit(40, 64, 3e-3),
     critic_options=CriticOptions(width=16, fit=Fit(40, 64, 3e-3)),
@@ -72,7 +72,15 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def recipe(folder: Path) -> Control:
     plan = replace(control_plan(3), batch=16, paths_per_condition=4)
-    return Control(str(folder), "rtb", PARTS, 2, 2, samples=4, certificate_paths=256, training=plan)
+    return Control(
+        data=str(folder),
+        parts=PARTS,
+        episodes=2,
+        contexts=2,
+        samples=4,
+        certificate_paths=256,
+        training=plan,
+    )
 
 
 def test_a_run_goes_from_data_to_returns(folder: Path, cache: Path, tmp_path: Path):

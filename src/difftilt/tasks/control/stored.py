@@ -5,7 +5,6 @@ A folder is named by a hash of what made its contents; weights are safetensors, 
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,11 @@ from torch import nn
 from difftilt.adapters.folders import write_whole
 from difftilt.adapters.policies import DiffusionPolicy, load_policy
 from difftilt.errors import CheckpointError
+from difftilt.tasks.control.collection import cache_folder
 from difftilt.tasks.control.critics import Critic, Standardised
 from difftilt.tasks.control.data import OfflineData
 
 NOTE, WEIGHTS = "critic.json", "critic.safetensors"
-
-
-def cache_folder() -> Path:
-    """Where fitted parts are kept: ``$DIFFTILT_CACHE``, else ``~/.cache/difftilt``."""
-    chosen = os.environ.get("DIFFTILT_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "difftilt"
 
 
 def data_digest(data: OfflineData) -> str:
