@@ -29,13 +29,15 @@ from difftilt.tasks.control.critics import Critic
 from difftilt.tasks.control.data import OfflineData
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.guidance import StateGuided
+from difftilt.training.loop import train
+from difftilt.training.paths import draw_paths
 from difftilt.training.plan import Training
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("unchecked")
-BETA, STEPS, DRAWS = 3.0, 6, 800
-SIZE = ResidualSize(width=32, blocks=2, expansion=2, embedding=16)
-PARTS = Parts(STEPS, SIZE, support=8, support_states=512, cloning=Fit(350, 256, 4e-3, decays=True))
+BETA, STEPS, DRAWS = 3.0, 5, 600
+SIZE = ResidualSize(width=32, blocks=1, expansion=2, embedding=16)
+PARTS = Parts(STEPS, SIZE, support=8, support_states=512, cloning=Fit(250, 256, 5e-3, decays=True))
 ENDS = torch.tensor([[-1.0], [1.0]])
 
 
@@ -96,14 +98,14 @@ def drawn_q(setting: ControlSetting, chain: Chain) -> Tensor:
 
 def plan_of(name: str) -> Training:
     """A training of a second."""
-    plan = control_plan(60, seed=3)
+    plan = control_plan(40, seed=3)
     fast = replace(plan.optimisation, learning_rate=4e-3, ema=0.9, decay_from=0.3)
     return replace(plan, batch=64, paths_per_condition=8, optimisation=fast)
 
 
 @pytest.mark.parametrize("name", list(trained_methods()))
 def test_trained_methods_move_towards_the_tilted_behaviour(known: Known, name: str):
-    """At least a fifth of the way (20 standard errors or so) in some 60 updates."""
+    """At least a fifth of the way (20 standard errors or so) in some 40 updates."""
     method = trained_methods()[name]
     chain = method.chain(known.setting, plan_of(name))
     found = float(drawn_q(known.setting, chain).mean())
@@ -134,7 +136,7 @@ def test_other_methods_act_within_bounds(known: Known):
     methods = control_methods()
     others = [name for name, method in methods.items() if not isinstance(method, TrainedMethod)]
     assert others == ["idql", "iql", "bc", "filtered_bc", "gaussian_bc"]
-    small = replace(known.setting, parts=replace(PARTS, cloning=Fit(120, 128, 4e-3)))
+    small = replace(known.setting, parts=replace(PARTS, cloning=Fit(80, 128, 5e-3)))
     states = ENDS.repeat_interleave(300, 0)
     for name in others:
         policy = methods[name].make(small, plan_of(name))
@@ -161,8 +163,6 @@ def test_a_value_with_beta_serves_every_beta(known: Known):
     posterior = setting.target.posterior(StateGuided(SIZE, largest_beta=BETA))
     plan = trained_methods()["qgpo"].change(plan_of("qgpo"))
     state = setting.target.state(posterior, plan, setting.sources)
-    from difftilt.training.loop import train
-
     for _ in train(state):
         pass
     kernel = posterior.chain.kernel
@@ -180,8 +180,6 @@ def test_data_bridges_compare_actions_of_one_state(known: Known):
     plan = replace(plan_of("rtb"), behaviour=replace(plan_of("rtb").behaviour, on_policy=0.0))
     posterior = setting.target.posterior()
     state = setting.target.state(posterior, plan, setting.sources)
-    from difftilt.training.paths import draw_paths
-
     path = draw_paths(state, 1.0)["data"].path
     assert path.condition is not None
     assert len(torch.unique(path.condition)) == 8

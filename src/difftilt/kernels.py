@@ -161,8 +161,8 @@ def untilted(chain: Chain) -> Chain:
     kernel = chain.kernel
     if kernel is None and chain.initial is None:
         return chain
-    plain = isinstance(kernel, DenoiserKernel) and kernel.log_scale is None
-    if not plain or chain.initial is not None or len(chain.density_steps) < chain.steps:
+    shared = chain.initial is not None or len(chain.density_steps) < chain.steps
+    if not isinstance(kernel, DenoiserKernel) or kernel.log_scale is not None or shared:
         raise InputError(
             "only a posterior that is a denoiser (FullCopy or LoRA, without learned variances), on "
             "steps that all have a density, is a chain by itself; sample the tilted chain instead"
