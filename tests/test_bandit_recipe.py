@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftilt.benches import BANDIT_COLUMNS, Bandits, bandits
+from difftilt.benches.control import BANDIT_COLUMNS, Bandits, bandits
 from difftilt.errors import InputError
 from difftilt.recipes.bandits import BanditBench, Budget, bandit_methods
 from difftilt.tasks.bandits import Bandit, distances

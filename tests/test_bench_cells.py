@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from difftilt.benches import Exact, Images, Infilling, Labels, exact, images, infill, labels
+from difftilt.benches.exact import Exact, Labels, exact, labels
+from difftilt.benches.images import Images, images
+from difftilt.benches.text import Infilling, infill
 from difftilt.errors import InputError
 from difftilt.recipes.cells import Cell, Cells, cells_of, run_cells, write_rows
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftilt.benches import Exact, Labels, exact, labels
+from difftilt.benches.exact import Exact, Labels, exact, labels
 from difftilt.chains import Chain
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise

@@ -1,6 +1,7 @@
 """What carries a posterior: a copy of the prior, adapters on it, a drift net, a perceptron, or
 a value whose gradient guides."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from difftilt.chains import Chain, Kernel
@@ -16,7 +17,16 @@ from difftilt.value_networks import value_for
 
 
 @dataclass(frozen=True)
-class FullCopy:
+class Form(ABC):
+    """What carries a posterior; a task may have one of its own."""
+
+    @abstractmethod
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+
+
+@dataclass(frozen=True)
+class FullCopy(Form):
     """A trainable copy of the prior's network.
 
     Arguments:
@@ -44,7 +54,7 @@ class FullCopy:
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Form):
     """Low-rank adapters on the prior's own network; the prior is the net with adapters off.
 
     Arguments:
@@ -76,7 +86,7 @@ def _with_heads(kernel: DenoiserKernel, chain: Chain, form: FullCopy | LoRA) -> 
 
 
 @dataclass(frozen=True)
-class DriftNet:
+class DriftNet(Form):
     """An additive drift net of the prior's own class, smaller by ``shrink``.
 
     Arguments:
@@ -93,7 +103,7 @@ class DriftNet:
 
 
 @dataclass(frozen=True)
-class Perceptron:
+class Perceptron(Form):
     """An additive tilt for states of a few dimensions: K Gaussians per step.
 
     Arguments:
@@ -146,7 +156,7 @@ class Perceptron:
 
 
 @dataclass(frozen=True)
-class ValueGuided:
+class ValueGuided(Form):
     """The prior guided by the gradient of a learned ``log h``; what ``CEP`` trains.
 
     The value is a perceptron, or, where samples are images (C, H, W), a convolutional network.
@@ -176,6 +186,3 @@ class ValueGuided:
         # The target's own β is set by who knows it (``ValueKernel.at``).
         beta = 1.0 if self.largest_beta is None else self.largest_beta
         return ValueKernel(value, chain.denoiser, chain.gaussian, self.scale, beta)
-
-
-Form = FullCopy | LoRA | DriftNet | Perceptron | ValueGuided

@@ -12,6 +12,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -159,6 +160,25 @@ def full_copy(chain: Chain, learned_variance: bool = False) -> DenoiserKernel:
     """
     denoiser = copy.deepcopy(chain.denoiser).informed().requires_grad_(True)
     return DenoiserKernel(denoiser, chain.diffusion, learned_variance)
+
+
+def untilted(chain: Chain) -> Chain:
+    """The same law as a chain without a tilt: one network call per step, the posterior's own.
+
+    Raises:
+        InputError: the posterior is no denoiser with the prior's variances, or a step has no
+            density, which the two share.
+    """
+    kernel = chain.kernel
+    if kernel is None and chain.initial is None:
+        return chain
+    shared = chain.initial is not None or len(chain.density_steps) < chain.steps
+    if not isinstance(kernel, DenoiserKernel) or kernel.log_scale is not None or shared:
+        raise InputError(
+            "only a posterior that is a denoiser (FullCopy or LoRA, without learned variances), on "
+            "steps that all have a density, is a chain by itself; sample the tilted chain instead"
+        )
+    return replace(chain.prior, denoiser=kernel.denoiser)
 
 
 class DriftKernel(Kernel):

@@ -21,9 +21,9 @@ from difftilt.values import Value
 class ValueKernel(Kernel):
     """Each step's mean moved by ``scale std_n² ∇_x log h_n(x_n)``.
 
-    The gradient is the total one: it also goes through the prior's prediction, which the value
-    reads. Without gradients enabled the tilt is detached; with them it can be differentiated in the
-    value's parameters.
+    The gradient is the total one: it also goes through the prior's prediction, where the value
+    reads it. Without gradients enabled the tilt is detached; with them it can be differentiated in
+    the value's parameters.
 
     Arguments:
         value: ``log h``; its parameters are the kernel's.
@@ -80,7 +80,7 @@ class ValueKernel(Kernel):
     def gradient(
         self, x: Float[Tensor, "B ..."], n: int | Int[Tensor, " B"], condition: Tensor | None = None
     ) -> Float[Tensor, "B ..."]:
-        """``∇_x log h_n(x)``, through the prior's prediction too.
+        """``∇_x log h_n(x)``, through the prior's prediction too where the value reads it.
 
         Arguments:
             x: states x_n.
@@ -90,8 +90,14 @@ class ValueKernel(Kernel):
         trained = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            denoiser = self._prior[0].given(condition)
-            prediction = differentiable_prediction(denoiser, x, self.diffusion.level(n, x))
+            prediction = self._prediction(x, n, condition)
             log_h = self.value(x, n, prediction, condition, self.beta)
             (gradient,) = torch.autograd.grad(log_h.sum(), x, create_graph=trained)
         return gradient
+
+    def _prediction(self, x: Tensor, n: int | Tensor, condition: Tensor | None) -> Tensor:
+        """The prior's prediction with its graph to x; x itself for a value that reads none."""
+        if not self.value.reads_prediction:
+            return x
+        denoiser = self._prior[0].given(condition)
+        return differentiable_prediction(denoiser, x, self.diffusion.level(n, x))

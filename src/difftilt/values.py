@@ -9,6 +9,7 @@ intermediate energy (Lu et al. 2023, eq. 6, arXiv 2304.12824).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -128,7 +129,13 @@ class Value(nn.Module, ABC):
 
     Arguments:
         largest_beta: trained over β in (0, largest_beta], which is an input; None: one β.
+
+    Class attributes:
+        reads_prediction: whether it reads the prior's prediction; if not, its gradient costs no
+            call of the prior.
     """
+
+    reads_prediction: ClassVar[bool] = True
 
     def __init__(self, largest_beta: float | None = None) -> None:
         super().__init__()

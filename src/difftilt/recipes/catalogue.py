@@ -1,6 +1,7 @@
 """The recipes by name."""
 
 from difftilt.recipes.base import Recipe
+from difftilt.recipes.control import Control
 from difftilt.recipes.custom import Custom
 from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
@@ -11,6 +12,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "fashion": Fashion,
     "infill": Infill,
     "rocstories": RocStories,
+    "control": Control,
     "custom": Custom,
     "exact": Exact,
 }

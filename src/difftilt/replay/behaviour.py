@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from difftilt.chains import Chain, Path
@@ -215,6 +215,8 @@ class DataBridges(Behaviour):
     Arguments:
         data: (n, *event).
         condition: (n, ...) of each, bound instead of the situation's; or None.
+        together: rows drawn of one condition, which follow each other in the data (fewer are drawn
+            again): what is compared within a condition needs several ends of it.
 
     Raises:
         InputError: data and conditions differ in number.
@@ -222,6 +224,7 @@ class DataBridges(Behaviour):
 
     data: Shaped[Tensor, "n ..."]
     condition: Shaped[Tensor, "n ..."] | None = None
+    together: int = 1
 
     def __post_init__(self) -> None:
         if self.condition is not None and len(self.condition) != len(self.data):
@@ -229,15 +232,27 @@ class DataBridges(Behaviour):
                 f"each row of the data has its own condition, got {len(self.data)} rows and "
                 f"{len(self.condition)} conditions"
             )
+        if self.together > 1 and self.condition is not None:
+            self._lengths = torch.unique_consecutive(self.condition, return_counts=True, dim=0)[1]
 
     def draw(self, situation: Situation, count: int) -> Scored:
-        rows = torch.randint(len(self.data), (count,), generator=situation.generator)
+        rows = self._rows(count, situation.generator)
         chain, x_0 = situation.chain, self.data[rows]
         # Tokens, whose predictions are of a part of x_0, stay integers.
         x_0 = x_0.to(chain.like if chain.diffusion.whole else chain.like.device)
         if self.condition is not None:
             chain = chain.given(self.condition[rows].to(chain.like.device))
         return situation.score(bridge(chain, x_0, situation.noise))
+
+    def _rows(self, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+        if self.together == 1 or self.condition is None:
+            return torch.randint(len(self.data), (count,), generator=generator)
+        lengths, sets = self._lengths, -(-count // self.together)
+        chosen = torch.randint(len(lengths), (sets,), generator=generator)
+        first = (torch.rand(sets, generator=generator) * lengths[chosen]).long()
+        place = (first[:, None] + torch.arange(self.together)) % lengths[chosen][:, None]
+        starts = lengths.cumsum(0) - lengths
+        return (starts[chosen][:, None] + place).flatten()[:count]
 
 
 @dataclass

@@ -246,7 +246,9 @@ class TrainingState:
             "local_search": LocalSearch(),
         }
         if self.data is not None:
-            made["data"] = DataBridges(self.data, self.data_conditions)
+            compared = plan.objective.door == "paths" and plan.objective.paths_per_group > 1
+            together = plan.paths_per_condition if compared else 1
+            made["data"] = DataBridges(self.data, self.data_conditions, together)
         used = {name: (b, weights[name]) for name, b in made.items()}
         return {k: v for k, v in used.items() if v[1] > 0 or (k == "pool" and plan.warm_start > 0)}
 

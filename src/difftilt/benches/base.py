@@ -1,0 +1,67 @@
+"""What every table of the bench is made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from difftilt.recipes.cells import Cells, run_cells
+from difftilt.report.tables import Column
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a bench found.
+
+    Arguments:
+        rows: one per problem, method and seed; what the JSON file has.
+        shown: rows of the terminal's table.
+        columns: of the terminal's table.
+        legend: what the short titles mean, and in which units.
+        pairs: a second table, of methods compared in pairs; empty for none.
+        pair_columns: its columns.
+    """
+
+    rows: list[dict[str, Any]]
+    shown: list[dict[str, Any]]
+    columns: list[Column]
+    legend: str
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    pair_columns: list[Column] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the rows of a table are kept.
+
+    Arguments:
+        json_file: write the rows there as JSON, after every cell of the table.
+        resume: keep the rows that this file has, and run only the cells that have none yet.
+    """
+
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    resume: bool = False
+
+    def rows(self, cells: Cells) -> list[dict[str, Any]]:
+        """The rows of a bench: kept ones and new ones."""
+        return run_cells(cells, self.json_file, self.resume)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the bench.
+
+    Arguments:
+        run: makes it; its parameters are the command's options.
+        summary: one line.
+    """
+
+    run: Callable[..., Result]
+    summary: str
+
+
+def seeds_of(rows: list[dict[str, Any]]) -> set[int]:
+    """Of all rows, also of those that a file had."""
+    return {row["seed"] for row in rows}

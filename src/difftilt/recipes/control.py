@@ -1,0 +1,111 @@
+"""Offline control: the best actions that stay inside the data.
+
+    μ(a | s), a diffusion policy cloned from logged data;   Q(s, a), a critic learned from it
+    ->  π(a | s) = μ(a | s) exp(β Q(s, a)) / Z(s)           amortised over states s
+
+π is the best policy at a price of 1/β per nat away from μ. A run fits (or finds) μ and Q, chooses β
+on held-out states, trains π, certifies it in held-out states and plays it in the environment. The
+environment's returns are reported and nothing is chosen by them.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from difftilt.errors import InputError
+from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.recipes.control_methods import control_plan, trained_methods
+from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
+from difftilt.tasks.control.acting import acting
+from difftilt.tasks.control.data import load_data
+from difftilt.tasks.control.evaluation import Returns, evaluate
+from difftilt.training.plan import Training
+
+EVALUATION_SEED = 1_000
+
+MethodName = Literal["rtb", "rtb_on_policy", "qgpo", "diffusion_ql", "ppo_kl", "awr", "rgdm"]
+
+
+@dataclass(frozen=True)
+class Control(Recipe):
+    """The best actions that stay inside logged data (MuJoCo), by any trained method.
+
+    Arguments:
+        data: name of a data set, or a folder in Minari's format.
+        method: how the posterior is trained.
+        parts: how the behaviour, the critic and β are made.
+        episodes: of the evaluation.
+        contexts: held-out states that samples and certificate are of.
+        training: the plan; the method changes its objective and behaviour.
+    """
+
+    data: str = "halfcheetah-medium"
+    method: MethodName = "rtb"
+    parts: Parts = field(default_factory=Parts)
+    episodes: int = 10
+    contexts: int = 32
+    samples: int = 256
+    certificate_paths: int = 4096
+    training: Training = field(default_factory=control_plan)
+
+    def setting(self) -> ControlSetting:
+        """What the method starts from, fitted or found in the cache."""
+        return build_setting(load_data(self.data), self.parts, _talk)
+
+    def job(self) -> Job:
+        known = trained_methods()
+        if self.method not in known:
+            raise InputError(f"unknown method {self.method!r}; choose one of {', '.join(known)}")
+        method, setting = known[self.method], self.setting()
+        torch.manual_seed(self.training.seed)
+        posterior = setting.target.posterior(method.form(setting))
+        states = setting.held_out_states(self.contexts)
+        names = tuple(f"held-out state {i}" for i in range(len(states)))
+        plan = method.change(self.training)
+        return Job(setting.target, posterior, plan, setting.sources, states, names)
+
+    def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
+        environment = load_data(self.data).environment
+        prior = job.target.prior
+        chains = {"prior": prior.chain, "posterior": job.posterior.chain}
+        played = {
+            name: evaluate(
+                environment, acting(chain, prior.decoded), self.episodes, EVALUATION_SEED
+            )
+            for name, chain in chains.items()
+        }
+        rows = [*score_rows(played), *super().evaluation(job, drawn)["rows"]]
+        note = (
+            f"β = {job.target.beta:.4g}, chosen on held-out states by the critic; the returns "
+            "were not read before."
+        )
+        return {"title": f"Control: {self.data}, {self.method}", "rows": rows, "notes": [note]}
+
+
+def score_rows(played: dict[str, Returns]) -> list[dict[str, Any]]:
+    """Rows of scores (where the environment has reference returns) and of plain returns."""
+    episodes = {len(found.returns) for found in played.values()}
+    errors = {name: f"{name} ± {found.standard_error:.3g}" for name, found in played.items()}
+    note = f"{max(episodes)} episodes; {', '.join(errors.values())}"
+    returns = metric_row("return", note, {k: v.mean for k, v in played.items()})
+    try:
+        scores = {name: found.score for name, found in played.items()}
+    except InputError:
+        return [returns]
+    errors = [f"{k} ± {v.score_standard_error:.3g}" for k, v in played.items()]
+    note = f"100 (return - random) / (expert - random); {', '.join(errors)}"
+    return [metric_row("normalised score", note, scores), returns]
+
+
+def seeded(parts: Parts, seed: int) -> Parts:
+    """The same parts made with another seed."""
+    options = parts.critic_options
+    critic = replace(options, fit=replace(options.fit, seed=seed))
+    cloning = replace(parts.cloning, seed=seed)
+    return replace(parts, seed=seed, cloning=cloning, critic_options=critic)
+
+
+def _talk(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

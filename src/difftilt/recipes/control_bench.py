@@ -1,0 +1,149 @@
+"""The control table: every method on one prior and critic per data set and seed."""
+
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difftilt.chains import Chain
+from difftilt.diagnostics.evidence import effective_sample_size
+from difftilt.errors import InputError
+from difftilt.posteriors import Posterior
+from difftilt.recipes.cells import Cell, Cells, cells_of
+from difftilt.recipes.control import EVALUATION_SEED, seeded
+from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
+from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
+from difftilt.tasks.control.acting import acting
+from difftilt.tasks.control.data import load_data
+from difftilt.tasks.control.evaluation import Policy, evaluate
+
+CERTIFIED_STATES = 16
+CERTIFIED_PATHS = 128
+TIMED_CALLS = 20
+
+
+@dataclass(frozen=True)
+class ControlBench:
+    """What the control table runs.
+
+    Arguments:
+        data: data sets by name (or folder).
+        methods: by name.
+        seeds: of prior, critic and trainings.
+        updates: of each training.
+        episodes: of each evaluation.
+        parts: how priors and critics are made.
+
+    Raises:
+        InputError: an unknown method.
+    """
+
+    data: list[str]
+    methods: list[str]
+    seeds: list[int]
+    updates: int
+    episodes: int
+    parts: Parts
+
+    def __post_init__(self) -> None:
+        known = control_methods()
+        for name in self.methods:
+            if name not in known:
+                raise InputError(f"unknown method {name!r}; choose one of {', '.join(known)}")
+
+    def cells(self) -> Cells:
+        """One per data set, seed and method."""
+        names = cells_of(problem=self.data, seed=self.seeds, method=self.methods)
+        parts = json.loads(json.dumps(asdict(self.parts)))
+        settings = {"updates": self.updates, "episodes": self.episodes, "parts": parts}
+        return Cells(names, settings, self._rows_of)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per data set, seed and method."""
+        return self.cells().rows()
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        """A row made in a process of its own, which is what its peak memory is measured of.
+
+        The first one of a data set and seed also fits prior and critic, which the others find in
+        the cache.
+        """
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            asked = (self, cell["problem"], cell["method"], cell["seed"])
+            return [pool.apply(control_row, asked)]
+
+
+def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[str, Any]:
+    """Train one method and play it."""
+    setting = build_setting(load_data(data), seeded(bench.parts, seed))
+    plan = control_plan(bench.updates, seed)
+    chosen = control_methods()[method]
+    before, start, ess = _peak(), time.perf_counter(), None
+    if isinstance(chosen, TrainedMethod):
+        chain = chosen.chain(setting, plan)
+        policy: Policy = acting(chain, setting.policy.decode)
+        seconds, peak = time.perf_counter() - start, _peak() - before
+        ess = mean_ess(setting, chain)
+    else:
+        policy = chosen.make(setting, plan)
+        seconds, peak = time.perf_counter() - start, _peak() - before
+    played = evaluate(setting.data.environment, policy, bench.episodes, EVALUATION_SEED + seed)
+    states = setting.held_out_states(1)
+    return {
+        "problem": data,
+        "method": method,
+        "seed": seed,
+        "score": _score(played),
+        "return": played.mean,
+        "return_error": played.standard_error,
+        "ess": ess,
+        "beta": setting.target.beta,
+        "seconds": seconds,
+        "action_ms": 1e3 * seconds_per_call(policy, states),
+        "peak_mb": peak,
+    }
+
+
+def mean_ess(
+    setting: ControlSetting,
+    chain: Chain,
+    states: int = CERTIFIED_STATES,
+    paths: int = CERTIFIED_PATHS,
+) -> float:
+    """Mean effective sample size, a share, of a posterior's paths in held-out states."""
+    posterior = Posterior(setting.target, chain)
+    found = []
+    for state in setting.held_out_states(states):
+        drawn = posterior.given(state[None]).draw(paths, seed=1)
+        assert drawn.log_w is not None
+        found.append(effective_sample_size(drawn.log_w))
+    return sum(found) / len(found)
+
+
+def seconds_per_call(policy: Policy, states: Tensor, calls: int = TIMED_CALLS) -> float:
+    """Wall time of one call of a policy in the given states, the first one left out."""
+    generator = torch.Generator().manual_seed(0)
+    policy(states, generator)
+    start = time.perf_counter()
+    for _ in range(calls):
+        policy(states, generator)
+    return (time.perf_counter() - start) / calls
+
+
+def _score(played: Any) -> float | None:
+    try:
+        return played.score
+    except InputError:
+        return None
+
+
+def _peak() -> float:
+    """Largest resident memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

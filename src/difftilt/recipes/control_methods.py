@@ -1,0 +1,199 @@
+"""The methods of offline control on one prior and one critic.
+
+What is trained differs in the objective, in where its paths come from, and in what carries the
+posterior: a copy of the behaviour's network, or a value whose gradient guides the behaviour. Every
+posterior starts at the behaviour. The objectives are the package's own; none knows of control.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from difftilt.chains import Chain
+from difftilt.forms import Form, FullCopy
+from difftilt.objectives.balance import RTB
+from difftilt.objectives.base import Objective
+from difftilt.objectives.contrastive import CEP
+from difftilt.objectives.pathwise import KLControl
+from difftilt.objectives.payoff import RGDM, RewardWeighted
+from difftilt.objectives.policy import DDPO
+from difftilt.recipes.control_parts import ControlSetting
+from difftilt.recipes.makers import Change, Setting, trained
+from difftilt.tasks.control.acting import BestActor, acting
+from difftilt.tasks.control.behaviour import fit_behaviour, fit_gaussian
+from difftilt.tasks.control.evaluation import Policy
+from difftilt.tasks.control.guidance import StateGuided
+from difftilt.training.plan import BehaviourWeights, Optimisation, Training
+
+BEST_SHARE = 0.1
+CANDIDATES = 32
+WEIGHT_LIMIT = 100.0
+OWN = BehaviourWeights(on_policy=1.0, pool=0.0)
+GIVEN = BehaviourWeights(on_policy=0.0, pool=0.0, data=1.0)
+MIXED = BehaviourWeights(on_policy=0.5, pool=0.0, data=0.5)
+
+
+def control_plan(updates: int = 3000, seed: int = 0) -> Training:
+    """RTB's training: 16 states, 16 paths in each, half of them noised actions of the support."""
+    return Training(
+        steps=updates,
+        batch=256,
+        warm_start=0.0,
+        paths_per_condition=16,
+        objective=RTB("batch", residual_clip=4.0),
+        optimisation=Optimisation(learning_rate=1e-3, hidden_learning_rate=0.01, ema=0.995),
+        behaviour=MIXED,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class TrainedMethod:
+    """A posterior that ``Training`` trains.
+
+    Arguments:
+        summary: one line.
+        change: from RTB's plan to its own.
+        form: what carries it, for a policy.
+        consistent: whether it aims at the tilted behaviour itself.
+    """
+
+    summary: str
+    change: Change
+    form: Callable[[ControlSetting], Form]
+    consistent: bool = True
+
+    def chain(self, setting: ControlSetting, plan: Training) -> Chain:
+        """Train a posterior."""
+        made = Setting(setting.target, self.form(setting), plan, 0, 0, sources=setting.sources)
+        return trained(self.change)(made)
+
+    def make(self, setting: ControlSetting, plan: Training) -> Policy:
+        """Train a posterior; it acts in its cheapest form."""
+        return acting(self.chain(setting, plan), setting.policy.decode)
+
+
+@dataclass(frozen=True)
+class OtherMethod:
+    """A policy that is made without tilting the behaviour's chain.
+
+    Arguments:
+        summary: one line.
+        make: from what is given and RTB's plan to a policy.
+    """
+
+    summary: str
+    make: Callable[[ControlSetting, Training], Policy]
+    consistent: bool = False
+
+
+def _copy(setting: ControlSetting) -> Form:
+    return FullCopy()
+
+
+def _guided(setting: ControlSetting) -> StateGuided:
+    return StateGuided(setting.parts.size)
+
+
+def _with(
+    objective: Objective, behaviour: BehaviourWeights, paths: int = 1, subset: int | None = None
+) -> Change:
+    """The plan with an objective, and the paths that it is trained on; Adam for all weights."""
+
+    def change(plan: Training) -> Training:
+        return replace(
+            plan,
+            optimisation=replace(plan.optimisation, hidden_learning_rate=0.0),
+            objective=objective,
+            behaviour=behaviour,
+            paths_per_condition=paths,
+            subset=subset,
+        )
+
+    return change
+
+
+def trained_methods() -> dict[str, TrainedMethod]:
+    """The methods that ``difftilt train control`` knows."""
+    return {
+        "rtb": TrainedMethod(
+            "RTB, log-variance per state: own paths, and noised actions of the behaviour",
+            lambda plan: plan,
+            _copy,
+        ),
+        "rtb_on_policy": TrainedMethod(
+            "the same on own paths alone", lambda plan: replace(plan, behaviour=OWN), _copy
+        ),
+        "qgpo": TrainedMethod(
+            "QGPO: guidance by a learned log h, contrastive on support actions",
+            _with(CEP(states="forward"), GIVEN, subset=4),
+            _guided,
+        ),
+        "diffusion_ql": TrainedMethod(
+            "Diffusion-QL: the critic's gradient through the chain, held by KL to the behaviour",
+            _with(KLControl(), OWN),
+            _copy,
+        ),
+        "ppo_kl": TrainedMethod(
+            "PPO's clipped ratio (DDPO) with KL to the behaviour",
+            _with(DDPO(0.2, kl=True, updates=2), OWN, paths=16),
+            _copy,
+        ),
+        "awr": TrainedMethod(
+            "advantage-weighted regression of support actions, denoising them",
+            _with(RewardWeighted(), GIVEN, subset=4),
+            _copy,
+        ),
+        "rgdm": TrainedMethod(
+            "RGDM, paper-like: landings moved within a radius, paid at the noisy action",
+            _with(RGDM("reward"), GIVEN, subset=4),
+            _copy,
+            consistent=False,
+        ),
+    }
+
+
+def control_methods() -> dict[str, TrainedMethod | OtherMethod]:
+    """Every method of ``difftilt bench control`` by name."""
+    return {
+        **trained_methods(),
+        "idql": OtherMethod(f"IDQL: the best of {CANDIDATES} of the behaviour, by Q", _best),
+        "iql": OtherMethod("IQL: a Gaussian by advantage-weighted regression", _iql),
+        "bc": OtherMethod("the behaviour itself: a cloned diffusion policy", _behaviour),
+        "filtered_bc": OtherMethod(
+            f"the same of the best {BEST_SHARE:.0%} of the episodes", _filtered
+        ),
+        "gaussian_bc": OtherMethod("one Gaussian per state, cloned", _gaussian),
+    }
+
+
+def _best(setting: ControlSetting, plan: Training) -> Policy:
+    actor = acting(setting.target.prior.chain, setting.policy.decode)
+    return BestActor(actor, setting.critic, CANDIDATES)
+
+
+def _behaviour(setting: ControlSetting, plan: Training) -> Policy:
+    return acting(setting.target.prior.chain, setting.policy.decode)
+
+
+def _filtered(setting: ControlSetting, plan: Training) -> Policy:
+    fit = replace(setting.parts.cloning, seed=plan.seed)
+    policy = fit_behaviour(setting.data.best(BEST_SHARE), setting.policy.config, fit)
+    return acting(policy.chain(setting.parts.steps), policy.decode)
+
+
+def _gaussian(setting: ControlSetting, plan: Training) -> Policy:
+    return fit_gaussian(setting.data, replace(setting.parts.cloning, seed=plan.seed))
+
+
+def _iql(setting: ControlSetting, plan: Training) -> Policy:
+    beta = setting.target.beta
+
+    def weight(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            gain = beta * setting.critic.advantage(states, actions)
+        return gain.exp().clamp(max=WEIGHT_LIMIT)
+
+    fit = replace(setting.parts.cloning, seed=plan.seed)
+    return fit_gaussian(setting.data, fit, weight=weight)

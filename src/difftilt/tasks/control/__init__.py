@@ -1,0 +1,1 @@
+"""Offline control: logged transitions, the environments they come from, and how a policy scores."""

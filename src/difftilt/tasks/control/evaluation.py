@@ -1,0 +1,136 @@
+"""How a policy scores: episodes played in the real environment.
+
+    score = 100 (return - random) / (expert - random)
+
+as D4RL defines it (Fu et al. 2020, arXiv 2004.07219), with ``random`` the mean return of uniform
+actions and ``expert`` that of the best collecting agent. Both were measured here, in these versions
+of the environments, by ``scripts/train_control_agents.py``; so scores must not be compared with
+D4RL's tables, whose environments, agents and data differ.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from difftilt.errors import InputError, MissingPackage, require
+from difftilt.tasks.control.environments import EXTRA, make_environment
+from difftilt.tasks.control.episodes import SIDE_BY_SIDE, Game, Policy, advance, copies, play
+from difftilt.tasks.control.references import reference
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What an evaluation gives.
+
+    Arguments:
+        environment: the gymnasium id.
+        returns: (E,) undiscounted, one per episode.
+        lengths: (E,) steps per episode.
+    """
+
+    environment: str
+    returns: Float[Tensor, " E"]
+    lengths: Int[Tensor, " E"]
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return self.returns.mean().item()
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean return; NaN for a single episode."""
+        return _standard_error(self.returns)
+
+    @property
+    def scores(self) -> Float[Tensor, " E"]:
+        """Normalised scores, one per episode."""
+        return normalised(self.environment, self.returns)
+
+    @property
+    def score(self) -> float:
+        """The mean normalised score."""
+        return self.scores.mean().item()
+
+    @property
+    def score_standard_error(self) -> float:
+        """Of the mean normalised score; NaN for a single episode."""
+        return _standard_error(self.scores)
+
+
+def evaluate(environment: str, policy: Policy, episodes: int = 10, seed: int = 0) -> Returns:
+    """Play episodes ten by ten: one call of the policy serves all that still run.
+
+    Arguments:
+        environment: the gymnasium id.
+        policy: called with the observations of the running episodes, in their order.
+        episodes: at least 1.
+        seed: episode ``i`` is reset with ``seed + i``; the policy's generator is seeded with
+            ``seed``.
+
+    Raises:
+        InputError: no episode, no such environment, or actions of a wrong shape or not finite.
+        MissingPackage: what the environment runs on is not installed.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes={episodes} must be at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    made = copies(environment, min(episodes, SIDE_BY_SIDE))
+    played = play(made, policy, range(seed, seed + episodes), generator)
+    returns = torch.tensor([episode.rewards.sum() for episode in played]).float()
+    return Returns(environment, returns, torch.tensor([len(episode) for episode in played]))
+
+
+def normalised(environment: str, returns: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """``100 (returns - random) / (expert - random)`` with the table's returns.
+
+    Raises:
+        InputError: the table has no such environment.
+    """
+    known = reference(environment)
+    return 100 * (returns - known.random) / (known.expert - known.random)
+
+
+def record_gif(
+    environment: str, policy: Policy, file: Path, *, seed: int = 0, steps: int = 300
+) -> None:
+    """Write one rendered episode, at most ``steps`` long, every other frame, as a GIF.
+
+    MuJoCo draws without a screen when ``MUJOCO_GL`` is ``egl`` or ``osmesa``.
+
+    Raises:
+        InputError: no such environment.
+        MissingPackage: imageio is not installed, or nothing here can draw.
+    """
+    imageio = require("imageio", EXTRA)
+    made = make_environment(environment, render_mode="rgb_array")
+    game, frames = Game(made, seed), []
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        while not game.over and len(frames) < steps:
+            frames.append(_frame(made, environment))
+            advance([game], policy, generator)
+    finally:
+        made.close()
+    imageio.mimsave(file, frames[::2], duration=40, loop=0)
+
+
+def _frame(game: Any, name: str) -> Any:
+    try:
+        return game.render()
+    except Exception as error:  # whatever the drawing library raises: there is no common kind
+        raise MissingPackage(
+            f"{name} cannot be drawn here ({error}); install EGL or OSMesa and set MUJOCO_GL to "
+            "egl or osmesa"
+        ) from None
+
+
+def _standard_error(values: Float[Tensor, " E"]) -> float:
+    if len(values) < 2:
+        return math.nan
+    return (values.std() / math.sqrt(len(values))).item()

@@ -1,0 +1,140 @@
+"""Critics against the closed form of a two-step problem, and β against enumerated divergences."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from difftilt.errors import InputError, TrainingError
+from difftilt.tasks.control.critics import (
+    Critic,
+    CriticOptions,
+    expectile_loss,
+    fit_in_support,
+    fit_iql,
+    soft_value,
+    softmax_value,
+)
+from difftilt.tasks.control.data import OfflineData
+from difftilt.tasks.control.fitting import Fit, reward_scale
+from difftilt.tasks.control.temperature import beta_of_divergence, divergences
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+DISCOUNT, BETA = 0.9, 3.0
+OPTIONS = CriticOptions(
+    DISCOUNT, 0.03, 32, scale_rewards=False, fit=Fit(700, 128, 6e-3, decays=True)
+)
+FIRST, SECOND = torch.tensor([[0.0]]), torch.tensor([[1.0]])
+
+
+def two_steps(episodes: int = 2000) -> OfflineData:
+    """State 0 pays a/2 and leads to state 1, which pays a and ends; a is uniform on [-1, 1]."""
+    generator = torch.Generator().manual_seed(5)
+    actions = 2 * torch.rand(2 * episodes, 1, generator=generator) - 1
+    state = torch.arange(2 * episodes) % 2
+    ends = state == 1
+    rewards = torch.where(ends, actions[:, 0], 0.5 * actions[:, 0])
+    states = state[:, None].float()
+    never = torch.zeros_like(ends)
+    return OfflineData("two steps", states, actions, rewards, states + 1, ends, never)
+
+
+DATA = two_steps()
+
+
+def values(critic: Critic, state: Tensor) -> tuple[float, float]:
+    """V and the slope of Q by the action."""
+    with torch.no_grad():
+        ends = [float(critic.q(state, torch.tensor([[a]]))[0]) for a in (-0.5, 0.5)]
+        return float(critic.v(state)[0]), ends[1] - ends[0]
+
+
+@pytest.mark.parametrize("expectile", [0.5, 0.9])
+def test_iql_finds_the_expectiles_of_both_steps(expectile: float):
+    """The τ-expectile of U(-1, 1) is (1 - k)/(1 + k) with k² = (1 - τ)/τ."""
+    k = math.sqrt((1 - expectile) / expectile)
+    last = (1 - k) / (1 + k)
+    critic = fit_iql(DATA, OPTIONS, expectile)
+    second, slope = values(critic, SECOND)
+    assert second == pytest.approx(last, abs=0.06)
+    assert slope == pytest.approx(1.0, abs=0.06)
+    first, slope = values(critic, FIRST)
+    assert first == pytest.approx(0.5 * last + DISCOUNT * last, abs=0.08)
+    assert slope == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("backup", ["softmax", "soft"])
+def test_support_learning_finds_the_soft_values(backup):
+    """Of exp(β a) on U(-1, 1): log mean = log(sinh β / β), tilted mean = coth β - 1/β."""
+    exact = {
+        "soft": math.log(math.sinh(BETA) / BETA) / BETA,
+        "softmax": 1 / math.tanh(BETA) - 1 / BETA,
+    }[backup]
+    grid = ((torch.arange(32) + 0.5) / 16 - 1).expand(len(DATA.actions), 32)[:, :, None]
+    critic = fit_in_support(DATA, grid, OPTIONS, BETA, backup)
+    assert values(critic, SECOND)[0] == pytest.approx(exact, abs=0.05)
+    with torch.no_grad():
+        start = float(critic.q(FIRST, torch.zeros(1, 1))[0])
+    assert start == pytest.approx(DISCOUNT * exact, abs=0.06)
+
+
+def test_values_of_a_set_are_ordered(generator):
+    """mean <= soft value <= tilted mean <= largest, and the ends in β are mean and largest."""
+    q = torch.randn(50, 16, generator=generator, dtype=torch.float64)
+    soft, tilted = soft_value(q, 2.0), softmax_value(q, 2.0)
+    assert bool((q.mean(1) <= soft).all()) and bool((soft <= tilted).all())
+    assert bool((tilted <= q.amax(1)).all())
+    for worth in (soft_value, softmax_value):
+        assert torch.allclose(worth(q, 1e-6), q.mean(1), atol=1e-4)
+        assert torch.allclose(worth(q, 1e4), q.amax(1), atol=1e-2)
+    advantage = q - soft[:, None]
+    assert torch.allclose((2.0 * advantage).exp().mean(1), torch.ones(50).double())
+
+
+def test_expectile_loss_is_least_at_the_expectile():
+    """Of {0, 1} with equal chances the τ-expectile is τ."""
+    for expectile in (0.3, 0.8):
+        v = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        losses = [float(expectile_loss(torch.tensor([0.0, 1.0]) - u, expectile)) for u in v]
+        assert float(v[int(torch.tensor(losses).argmin())]) == pytest.approx(expectile, abs=2e-3)
+
+
+def test_beta_reaches_the_wanted_divergence(generator):
+    """Of q ~ N(0, s²) the divergence is β² s² / 2; the unit of q does not matter."""
+    q = torch.randn(200, 1024, generator=generator, dtype=torch.float64)
+    beta = beta_of_divergence(q, 0.5)
+    assert beta == pytest.approx(1.0, abs=0.02)
+    assert beta_of_divergence(100 * q, 0.5) == pytest.approx(beta / 100, rel=1e-3)
+    found = divergences(q, torch.tensor([0.0, beta, 1e6], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([0.0, 0.5, math.log(1024)], abs=1e-3)
+
+
+def test_rewards_are_scaled_by_the_spread_of_returns():
+    data = replace(
+        DATA, rewards=torch.where(DATA.terminations, 4.0, -1.0) * (DATA.actions[:, 0] > 0)
+    )
+    returns = data.rewards.view(-1, 2).sum(1)
+    assert reward_scale(data) == pytest.approx(1000 / float(returns.max() - returns.min()))
+
+
+def test_wrong_numbers_are_named():
+    q = torch.randn(3, 8)
+    for wrong, words in (
+        (lambda: fit_iql(DATA, OPTIONS, 1.0), "expectile=1.0"),
+        (lambda: fit_in_support(DATA, torch.zeros(3, 4, 1), OPTIONS), "3 sets of support actions"),
+        (lambda: fit_in_support(DATA, torch.zeros(4000, 4, 1), OPTIONS, 0.0), "beta=0.0"),
+        (lambda: beta_of_divergence(q, 3.0), "nats=3.0"),
+        (lambda: beta_of_divergence(torch.ones(3, 8)), "one value"),
+        (lambda: Fit(updates=0), "updates"),
+        (lambda: CriticOptions(discount=1.0), "discount"),
+    ):
+        with pytest.raises(InputError, match=words):
+            wrong()
+
+
+def test_an_infinite_reward_stops_the_fit():
+    bad = replace(DATA, rewards=torch.full_like(DATA.rewards, 1e30))
+    with pytest.raises(TrainingError, match="extreme numbers"):
+        fit_iql(bad, OPTIONS)

@@ -1,0 +1,174 @@
+"""The recipe of offline control on a real environment: one small run from data to evaluation."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from difftilt.cli import main
+from difftilt.errors import CheckpointError, InputError
+from difftilt.models.residual import ResidualSize
+from difftilt.recipes.control import Control, seeded
+from difftilt.recipes.control_bench import ControlBench, control_row
+from difftilt.recipes.control_methods import control_plan
+from difftilt.recipes.control_parts import Parts, build_setting
+from difftilt.recipes.run import load_run, run
+from difftilt.tasks.control.critics import CriticOptions
+from difftilt.tasks.control.data import OfflineData, load_data
+from difftilt.tasks.control.episodes import Episode
+from difftilt.tasks.control.fitting import Fit
+from difftilt.tasks.control.stored import load_critic, place, save_critic
+
+gymnasium = pytest.importorskip("gymnasium")
+for package in ("minari", "mujoco", "diffusers"):
+    pytest.importorskip(package)
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+ENVIRONMENT = "InvertedPendulum-v5"
+PARTS = Parts(
+    steps=4,
+    size=ResidualSize(width=16, blocks=1, expansion=2, embedding=8),
+    cloning=Fit(40, 64, 3e-3),
+    critic_options=CriticOptions(width=16, fit=Fit(40, 64, 3e-3)),
+    nats=0.5,
+    support=4,
+    support_states=40,
+    held_out=0.25,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Twelve episodes of uniform actions, in Minari's format."""
+    from difftilt.tasks.control.minari_files import Stored, write_episodes
+
+    place = tmp_path_factory.mktemp("data") / "pendulum" / "data"
+    episodes = [random_episode(seed) for seed in range(12)]
+    write_episodes(place, "test/pendulum-v0", Stored(ENVIRONMENT, episodes))
+    return place.parent
+
+
+def random_episode(seed: int) -> Episode:
+    game, generator = gymnasium.make(ENVIRONMENT), torch.Generator().manual_seed(seed)
+    seen, actions, rewards, over = [game.reset(seed=seed)[0]], [], [], False
+    while not over:
+        action = 2 * torch.rand(1, generator=generator).numpy() - 1
+        state, reward, over, _, _ = game.step(action * game.action_space.high)
+        seen.append(state)
+        actions.append(action)
+        rewards.append(reward)
+    return Episode(numpy.stack(seen), numpy.stack(actions), numpy.array(rewards), True)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("DIFFTILT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def recipe(folder: Path) -> Control:
+    plan = replace(control_plan(3), batch=16, paths_per_condition=4)
+    return Control(
+        data=str(folder),
+        parts=PARTS,
+        episodes=2,
+        contexts=2,
+        samples=4,
+        certificate_paths=256,
+        training=plan,
+    )
+
+
+def test_a_run_goes_from_data_to_returns(folder: Path, cache: Path, tmp_path: Path):
+    out, said = tmp_path / "run", []
+    assert run("control", recipe(folder), out, talk=said.append)
+    table = json.loads((out / "evaluation.json").read_text())
+    rows = {row["name"]: row for row in table["rows"]}
+    for name in ("return", "mean log r"):
+        assert all(isinstance(rows[name][k], float) for k in ("prior", "posterior"))
+    assert rows["return"]["prior"] >= 1
+    assert "2 episodes" in rows["return"]["note"]
+    certificate = json.loads((out / "certificate.json").read_text())
+    assert len(certificate["each"]) == 2 if "each" in certificate else certificate["text"]
+    kept = {f.name: f.stat().st_mtime_ns for f in (cache / "control").glob("*/*")}
+    again, job = load_run(out)
+    assert again == recipe(folder)
+    assert {f.name: f.stat().st_mtime_ns for f in (cache / "control").glob("*/*")} == kept
+    action = job.posterior.given(load_data(folder).observations[:4]).sample(4)
+    assert action.shape == (4, 1) and float(action.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("method", ["rtb", "qgpo", "idql"])
+def test_a_row_of_the_bench(folder: Path, cache: Path, method: str):
+    bench = ControlBench([str(folder)], [method], [1], 2, 2, PARTS)
+    row = control_row(bench, str(folder), method, 1)
+    assert row["seed"] == 1 and row["method"] == method
+    assert row["return"] >= 1 and row["action_ms"] > 0 and row["seconds"] >= 0
+    assert (row["ess"] is None) == (method == "idql")
+
+
+def test_parts_are_made_again_for_another_seed_and_found_for_the_same(folder, cache):
+    data = load_data(folder)
+    said: list[str] = []
+    first = build_setting(data, PARTS, said.append)
+    assert sum("cloning" in s or "learning" in s for s in said) == 2
+    again = build_setting(data, PARTS, said.append)
+    assert sum("cloning" in s or "learning" in s for s in said) == 2
+    assert again.policy.fingerprint == first.policy.fingerprint
+    assert again.target.beta == first.target.beta
+    assert torch.equal(again.sources.data, first.sources.data)
+    other = build_setting(data, seeded(PARTS, 4), said.append)
+    assert sum("cloning" in s or "learning" in s for s in said) == 4
+    assert other.policy.fingerprint != first.policy.fingerprint
+    held, seen = first.held_out, first.data
+    assert len(held) + len(seen) == len(data)
+    states = {tuple(row) for row in seen.observations.tolist()}
+    assert not any(tuple(row) in states for row in first.held_out_states(20).tolist())
+
+
+def test_the_in_support_critic_has_its_own_place(folder, cache):
+    data = load_data(folder)
+    iql = build_setting(data, PARTS)
+    own = build_setting(data, replace(PARTS, critic="in_support"))
+    states, actions = data.observations[:5], data.actions[:5]
+    assert not torch.equal(iql.critic.q(states, actions), own.critic.q(states, actions))
+    assert len(list((cache / "control").glob("critic-*"))) == 2
+    with pytest.raises(InputError, match="unknown critic"):
+        build_setting(data, replace(PARTS, critic="another"))  # type: ignore[arg-type]
+
+
+def test_a_critic_on_disk_is_the_same_and_a_broken_one_is_named(folder, cache, tmp_path):
+    data = load_data(folder)
+    critic = build_setting(data, PARTS).critic
+    save_critic(critic, tmp_path / "critic")
+    again = load_critic(tmp_path / "critic")
+    states, actions = data.observations[:5], data.actions[:5]
+    assert torch.equal(again.advantage(states, actions), critic.advantage(states, actions))
+    assert again.reward_scale == critic.reward_scale
+    (tmp_path / "critic" / "critic.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no readable critic"):
+        load_critic(tmp_path / "critic")
+    assert place("critic", {"a": 1}) != place("critic", {"a": 2})
+
+
+def test_scores_need_references_and_returns_do_not(folder, cache):
+    """The pendulum has none: a row of plain returns alone."""
+    bench = ControlBench([str(folder)], ["bc"], [0], 2, 2, PARTS)
+    assert control_row(bench, str(folder), "bc", 0)["score"] is None
+    assert isinstance(load_data(folder), OfflineData)
+
+
+def test_wrong_words_are_one_sentence(capsys):
+    for words, remark in (
+        (["bench", "control"], "name at least one data set"),
+        (["bench", "control", "--data", "x", "--method", "magic"], "unknown method 'magic'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert remark in error and "Traceback" not in error
