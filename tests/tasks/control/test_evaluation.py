@@ -140,6 +140,8 @@ def test_scores_of_an_unknown_environment_are_refused() -> None:
         normalised("Ant-v5", torch.ones(2))
 
 
+# What draws frees a context that it failed to make, where nothing can draw.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_gif_shows_the_first_steps_or_says_why_not(tmp_path: Path) -> None:
     """With a library that draws without a screen there are frames; without, one sentence."""
     file = tmp_path / "hop.gif"

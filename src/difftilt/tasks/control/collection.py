@@ -8,10 +8,10 @@ noise and other environments' versions, so no figure on them may be compared wit
   buffer would hold, and a behaviour of several modes;
 * *medium-expert*: half of the medium agent's, half of the best agent's.
 
-Agents act with Gaussian noise, one half of the medium agent's transitions with little and one half
-with much: clipped actions are rounded to half precision before they are played, so that what is
-stored is what was done. The data are a function of name and seed on one set of versions (MuJoCo's
-and ours); on others they are repeated in law.
+Agents act with Gaussian noise, half of each one's transitions with little and half with three times
+as much; the best agent with little. Actions are clipped and rounded to half precision before they
+are played, so that what is stored is what was done. The data are a function of name and seed on one
+set of versions (MuJoCo's and ours); on others they are repeated in law.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from difftilt.tasks.control.agents import MAZE, Noisy, agents, fingerprint
 from difftilt.tasks.control.episodes import SIDE_BY_SIDE, Episode, copies, play
 from difftilt.tasks.control.minari_files import Stored, write_episodes
 
-QUIET, LOUD = 0.05, 0.3
+QUIET, LOUD = 0.05, 0.15
 """Deviations of the noise on actions, which are in [-1, 1]."""
 
 
@@ -91,14 +91,13 @@ def mixture(name: str, transitions: int = 100_000) -> Mixture:
     if transitions < 2 * last:
         raise InputError(f"transitions={transitions} of {name} must be at least {2 * last}")
     half = transitions // 2
-    medium = (Share(last - 1, QUIET, half), Share(last - 1, LOUD, half))
     if kind == "medium":
-        return Mixture(environment, medium)
-    if kind == "medium-expert":
-        quarter = (Share(last - 1, QUIET, half // 2), Share(last - 1, LOUD, half // 2))
-        return Mixture(environment, (*quarter, Share(last, QUIET, half)))
-    part = transitions // last
-    return Mixture(environment, tuple(Share(agent, LOUD, part) for agent in range(last)))
+        shares = _both(last - 1, transitions)
+    elif kind == "medium-expert":
+        shares = (*_both(last - 1, half), Share(last, QUIET, half))
+    else:
+        shares = tuple(s for agent in range(last) for s in _both(agent, transitions // last))
+    return Mixture(environment, shares)
 
 
 def collect(recipe: Mixture, *, progress: bool = False) -> list[Episode]:
@@ -144,6 +143,11 @@ def made(name: str, folder: Path | None = None, transitions: int = 100_000) -> P
             place / "data", f"difftilt/{full}", Stored(recipe.environment, episodes), repr(recipe)
         )
     return place
+
+
+def _both(agent: int, transitions: int) -> tuple[Share, Share]:
+    """One agent with both noises."""
+    return Share(agent, QUIET, transitions // 2), Share(agent, LOUD, transitions // 2)
 
 
 def _share(recipe: Mixture, number: int, places: list[Any], bar: tqdm) -> list[Episode]:

@@ -8,7 +8,11 @@ of the environments, by ``scripts/train_control_agents.py``; so scores must not 
 D4RL's tables, whose environments, agents and data differ.
 """
 
+import contextlib
 import math
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,13 +105,19 @@ def record_gif(
 ) -> None:
     """Write one rendered episode, at most ``steps`` long, every other frame, as a GIF.
 
-    MuJoCo draws without a screen when ``MUJOCO_GL`` is ``egl`` or ``osmesa``.
+    Without a screen MuJoCo draws through EGL, or through what ``MUJOCO_GL`` names.
 
     Raises:
         InputError: no such environment.
         MissingPackage: imageio is not installed, or nothing here can draw.
     """
     imageio = require("imageio", EXTRA)
+    with _without_screen():
+        frames = _frames(environment, policy, seed, steps)
+    imageio.mimsave(file, frames[::2], duration=40, loop=0)
+
+
+def _frames(environment: str, policy: Policy, seed: int, steps: int) -> list[Any]:
     made = make_environment(environment, render_mode="rgb_array")
     game, frames = Game(made, seed), []
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +127,20 @@ def record_gif(
             advance([game], policy, generator)
     finally:
         made.close()
-    imageio.mimsave(file, frames[::2], duration=40, loop=0)
+    return frames
+
+
+@contextlib.contextmanager
+def _without_screen() -> Iterator[None]:
+    """Inside, MuJoCo tries EGL first where there is no screen: GLFW would complain on stderr."""
+    if {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys() or sys.platform != "linux":
+        yield
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    try:
+        yield
+    finally:
+        del os.environ["MUJOCO_GL"]
 
 
 def _frame(game: Any, name: str) -> Any:
