@@ -16,6 +16,8 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from difftilt.adapters.policies import DiffusionPolicy, new_policy
+    from difftilt.adapters.policy_config import PolicyConfig
     from difftilt.adapters.text.base import TextModel, load_text_model
     from difftilt.adapters.text.export import export_text_model
     from difftilt.adapters.text.readers import load_reader
@@ -145,6 +147,7 @@ __all__ = [
     "DRaFT",
     "DetailedBalance",
     "DifftiltError",
+    "DiffusionPolicy",
     "DriftNet",
     "FKSteering",
     "Floored",
@@ -172,6 +175,7 @@ __all__ = [
     "PathConsistency",
     "Perceptron",
     "PiGDM",
+    "PolicyConfig",
     "Population",
     "PopulationSampler",
     "Posterior",
@@ -227,6 +231,7 @@ __all__ = [
     "load_text_model",
     "log_ratio",
     "marginal_log_prob",
+    "new_policy",
     "rollout",
     "terminal_residual",
     "text_prior",
@@ -234,6 +239,8 @@ __all__ = [
 
 # Where each name lives: the imports above, for ``__getattr__``.
 _HOMES = {
+    "difftilt.adapters.policies": ("DiffusionPolicy", "new_policy"),
+    "difftilt.adapters.policy_config": ("PolicyConfig",),
     "difftilt.adapters.text.base": (
         "TextModel",
         "load_text_model",

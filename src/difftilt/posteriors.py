@@ -353,13 +353,13 @@ def load(
     event_shape: Sequence[int] | None = None,
     prediction_type: str = "epsilon",
 ) -> Any:
-    """A prior from a diffusers pipeline, a masked language model, or a network with a schedule.
+    """A prior from a diffusers pipeline, a language model, a policy, or a network with a schedule.
 
     Arguments:
         source: a folder or hub id of a diffusers pipeline, a live pipeline, or an ``nn.Module``
             called as ``network(x, time (B,))`` together with ``schedule`` and ``event_shape``;
-            or a folder of a masked language model (for a hub id or a live one, and for its
-            options, ``TextPrior(load_text_model(...))``).
+            a folder of a masked language model (for a hub id or a live one, and for its options,
+            ``TextPrior(load_text_model(...))``); or a folder of a ``DiffusionPolicy``.
         steps: N.
         eta: stochasticity of DDIM-like samplers, in [0, 1].
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
@@ -377,6 +377,11 @@ def load(
         from difftilt.text_priors import TextPrior
 
         return TextPrior(load_text_model(source))
+    if isinstance(source, str | FilePath) and (FilePath(source) / "policy.json").is_file():
+        from difftilt.adapters.policies import load_policy
+
+        policy = load_policy(source)
+        return Prior(policy.chain(steps), policy.decode, str(source))
     if isinstance(source, nn.Module) and not hasattr(source, "scheduler"):
         if schedule is None or event_shape is None:
             raise InputError(

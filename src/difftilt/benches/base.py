@@ -65,3 +65,8 @@ class Table:
 def seeds_of(rows: list[dict[str, Any]]) -> set[int]:
     """Of all rows, also of those that a file had."""
     return {row["seed"] for row in rows}
+
+
+def filled(columns: list[Column], rows: list[dict[str, Any]]) -> list[Column]:
+    """The columns in which some row has a cell."""
+    return [c for c in columns if any(row.get(c.key) is not None for row in rows)]

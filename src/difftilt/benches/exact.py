@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, seeds_of
+from difftilt.benches.base import Kept, Result, filled, seeds_of
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.pathwise import KLControl
 from difftilt.recipes.cells import Cell, Cells, cells_of
@@ -141,9 +141,10 @@ def exact(options: Annotated[Exact, tyro.conf.arg(name="")]) -> Result:
     if options.figure is not None:
         draw_comparison(rows, ("ess", "log_z_error"), options.figure)
     if len(seeds_of(rows)) < 2 or len({row["method"] for row in rows}) < 2:
-        return Result(rows, ranked(rows, "ess"), EXACT_COLUMNS, EXACT_LEGEND)
+        return Result(rows, ranked(rows, "ess"), filled(EXACT_COLUMNS, rows), EXACT_LEGEND)
     shown = compared(rows, [c.key for c in EXACT_COLUMNS if c.key != "seed"], best="ess")
-    return Result(rows, shown, COMPARED_COLUMNS, EXACT_LEGEND + COMPARED_LEGEND)
+    columns = filled(COMPARED_COLUMNS, rows)
+    return Result(rows, shown, columns, EXACT_LEGEND + COMPARED_LEGEND)
 
 
 @dataclass(frozen=True)

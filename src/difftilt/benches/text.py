@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, seeds_of
+from difftilt.benches.base import Kept, Result, filled, seeds_of
 from difftilt.recipes.infill_methods import TextBench, text_methods
 from difftilt.recipes.pairs import gains
 from difftilt.recipes.text_sets import DataName
@@ -80,7 +80,7 @@ def infill(options: Annotated[Infilling, tyro.conf.arg(name="")]) -> Result:
     chosen, seeds = list(options.method) or list(text_methods()), list(options.seeds)
     bench = TextBench(options.data, chosen, seeds, options.calls, options.contexts)
     rows = options.rows(bench.cells())
-    columns = [c for c in TEXT_COLUMNS if any(row.get(c.key) is not None for row in rows)]
+    columns = filled(TEXT_COLUMNS, rows)
     shown = ranked(rows, "log_r")
     if len(seeds_of(rows)) > 1:
         columns = [c for c in columns if c.key != "seed"]

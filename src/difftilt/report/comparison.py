@@ -62,12 +62,12 @@ def compared(
 
 
 def _values(rows: Sequence[Row], key: str) -> list[float]:
-    signed = [row[key] for row in rows if row[key] is not None]
+    signed = [row[key] for row in rows if row.get(key) is not None]
     return [abs(v) for v in signed] if key == "log_z_error" else signed
 
 
 def _cell(rows: Sequence[Row], key: str) -> Cell:
-    if isinstance(rows[0][key], str):
+    if isinstance(rows[0].get(key), str):
         return rows[0][key]
     values = _values(rows, key)
     if not values:
