@@ -49,6 +49,7 @@ BENCH_KEYS = [
     "network_calls",
     "reward_calls",
     "seconds",
+    "settings",
 ]
 
 
@@ -310,6 +311,7 @@ def test_bench_prints_a_table_and_writes_its_rows(difftilt_command, tmp_path):
     assert [(row["method"], row["seed"]) for row in rows] == [("rtb", 0), ("importance", 0)]
     for row in rows:
         assert list(row) == BENCH_KEYS
+        assert row["settings"] == {"calls": None, "budget": 1.0}
         assert row["mode_tv_raw"] is None  # a Gaussian has no modes to weigh
         assert abs(row["log_z_error"]) < 0.02
     assert rows[0]["seconds"] == pytest.approx(1, abs=5)

@@ -13,6 +13,7 @@ from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import InputError
 from difftilt.guidance.classifier_free import ClassifierFreeGuidance, ClassifierFreeKernel
 from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.models.labels import Labels
 from difftilt.rollouts import rollout
 from difftilt.scoring import log_ratio
 from difftilt.transitions import GaussianTilt
@@ -160,7 +161,7 @@ def test_another_scale_is_biased_and_its_weights_say_so():
 
 def test_a_mixture_is_refused():
     chain = small_chains.prior()
-    kernel = VectorKernel((2,), chain.steps, 3, labels=(2,)).double()
+    kernel = VectorKernel((2,), chain.steps, 3, reads=Labels((2,))).double()
     guided = chain.tilted(ClassifierFreeKernel(kernel, 1, 0))
     with pytest.raises(InputError, match="this kernel has several; use components=1"):
         rollout(guided, 2, small_chains.noise())
