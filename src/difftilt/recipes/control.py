@@ -52,7 +52,7 @@ class Control(Recipe):
 
     def setting(self) -> ControlSetting:
         """What the method starts from, fitted or found in the cache."""
-        return build_setting(load_data(self.data), self.parts, _talk)
+        return build_setting(load_data(self.data), self.parts, tell)
 
     def job(self) -> Job:
         known = trained_methods()
@@ -107,5 +107,6 @@ def seeded(parts: Parts, seed: int) -> Parts:
     return replace(parts, seed=seed, cloning=cloning, critic_options=critic)
 
 
-def _talk(sentence: str) -> None:
+def tell(sentence: str) -> None:
+    """Say what is being fitted, on stderr."""
     print(sentence, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import InputError
 from difftilt.posteriors import Posterior
 from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.control import EVALUATION_SEED, seeded
+from difftilt.recipes.control import EVALUATION_SEED, seeded, tell
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.tasks.control.acting import acting
@@ -82,7 +82,7 @@ class ControlBench:
 
 def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[str, Any]:
     """Train one method and play it."""
-    setting = build_setting(load_data(data), seeded(bench.parts, seed))
+    setting = build_setting(load_data(data), seeded(bench.parts, seed), tell)
     plan = control_plan(bench.updates, seed)
     chosen = control_methods()[method]
     before, start, ess = _peak(), time.perf_counter(), None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from difftilt.errors import InputError, TrainingError
 from difftilt.tasks.control.data import OfflineData
@@ -46,7 +47,8 @@ class Fit:
     def rows(self, count: int) -> Iterator[Int[Tensor, " batch"]]:
         """Random rows of a data set of ``count``, one batch per update."""
         generator = self.generator
-        for _ in range(self.updates):
+        # A bar with rate and remaining time, where somebody looks.
+        for _ in tqdm(range(self.updates), unit="update", disable=None, leave=False):
             yield torch.randint(count, (self.batch,), generator=generator)
 
 
