@@ -46,9 +46,10 @@ PAIR_COLUMNS = [
 TEXT_LEGEND = """\
 mean log r: nats, of the reader of the ending, with its 95 % interval over stories; coherent, wrong
 cause, invalid: shares, by the grammar; BLEU, GLEU, similarity: to the middle as it was written
-(cosine of the prior's own features); distinct-2: share of different word pairs among a story's
-samples; residual: standard deviation of log q(z) - log p(z) - β log r, exact over all orders, 0 is
-exact; ESS: mean share over stories; net calls and s (seconds): of training and drawing.
+(similarity: F1 of matched contextual features of the prior's network, rescaled); distinct-2: share
+of different word pairs among a story's samples; residual: standard deviation of log q(z) - log p(z)
+- β log r, exact over all orders, 0 is exact; ESS: mean share over stories; net calls and s
+(seconds): of training and drawing.
 Second table: what RTB has over a method story by story, with its 95 % interval over stories."""
 
 
