@@ -39,7 +39,7 @@ def _training() -> Training:
     Faster, the noise of the balance undoes in the network what its long training has learned.
     """
     return Training(
-        steps=100,
+        steps=150,
         batch=64,
         paths_per_condition=8,
         warm_start=0.0,
