@@ -60,7 +60,7 @@ def reward_histogram(log_r: Mapping[str, np.ndarray], ends: tuple[float, float])
             _outline(drawing.axes, name, finite(values), np.linspace(*ends, BINS + 1))
         drawing.axes.set(xlabel="log r, nats", ylabel="density of draws", xlim=ends, yticks=[])
         drawing.axes.spines["left"].set_visible(False)
-        drawing.axes.legend(loc="upper left", fontsize=12)
+        drawing.axes.legend(loc="best", fontsize=12)
     return drawing.svg
 
 
