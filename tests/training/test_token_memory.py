@@ -21,6 +21,8 @@ from difftilt.training.steps import training_step
 V, WIDTH, BATCH, CHUNK = 50_000, 2, 8, 8
 LOG_PROBS = 4 * CHUNK * V
 """Bytes of the log-probabilities of a chunk."""
+DENSE_GRADIENT = 4 * (V + 1) * WIDTH
+"""Bytes of the gradient of the embedding or of the head, whatever K and L."""
 
 
 class Bag(TokenNetwork):
@@ -88,6 +90,6 @@ def test_memory_grows_neither_with_the_length_nor_with_the_reveals(unchecked: No
         # The measurement sees what it should: log-probabilities of a chunk, and no more at once.
         assert LOG_PROBS <= largest <= 2.1 * LOG_PROBS
         assert largest_of_long <= 1.01 * largest
-        # Three times the length and the reveals.
-        assert long <= 1.25 * short
+        # A dense gradient more or less is a race between its last use and the peak.
+        assert long <= 1.05 * short + DENSE_GRADIENT
         assert short <= 12 * LOG_PROBS
