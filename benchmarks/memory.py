@@ -66,7 +66,8 @@ def build_state(unet: Any, case: Case) -> Any:
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    from difftilt.posteriors import LoRA, load
+    from difftilt.loading import load
+    from difftilt.posteriors import LoRA
     from difftilt.training.plan import RTB, BehaviourWeights, Training
 
     plan = Training(

@@ -49,8 +49,9 @@ from difftilt.chains import Chain
 from difftilt.diffusions.masked import GENERATED, GIVEN, MaskedDiffusion, canvas
 from difftilt.forms import FullCopy, LoRA
 from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.loading import load
 from difftilt.models.token_transformer import TokenTransformer, TransformerSize
-from difftilt.posteriors import Perceptron, Prior, Sources, load
+from difftilt.posteriors import Perceptron, Prior, Sources
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 from difftilt.training.state import TrainingState

@@ -54,6 +54,9 @@ if _typing.TYPE_CHECKING:
     from difftilt.guidance.reconstruction import DPS, LGDMC
     from difftilt.infilling import Completion, Infilling, InfillingPosterior
     from difftilt.isolation import isolated
+    from difftilt.loading import (
+        load,
+    )
     from difftilt.marginals import marginal_log_prob, terminal_residual
     from difftilt.objectives.contrastive import CEP
     from difftilt.objectives.ddpp import DDPP
@@ -77,7 +80,6 @@ if _typing.TYPE_CHECKING:
         Sources,
         Target,
         latent,
-        load,
     )
     from difftilt.rewards import (
         Bounded,
@@ -101,6 +103,11 @@ if _typing.TYPE_CHECKING:
     from difftilt.smc.population import Population
     from difftilt.text.rewards import StringReward, TextReward
     from difftilt.text_priors import TextPrior, text_prior
+    from difftilt.text_to_image import (
+        TextToImage,
+        TextToImagePosterior,
+        TextToImagePrior,
+    )
     from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
     from difftilt.training.noisy_classifier import (
         ClassifierFit,
@@ -204,6 +211,9 @@ __all__ = [
     "TextModel",
     "TextPrior",
     "TextReward",
+    "TextToImage",
+    "TextToImagePosterior",
+    "TextToImagePrior",
     "TokenDenoiser",
     "TokenNetwork",
     "Training",
@@ -239,7 +249,10 @@ __all__ = [
 
 # Where each name lives: the imports above, for ``__getattr__``.
 _HOMES = {
-    "difftilt.adapters.policies": ("DiffusionPolicy", "new_policy"),
+    "difftilt.adapters.policies": (
+        "DiffusionPolicy",
+        "new_policy",
+    ),
     "difftilt.adapters.policy_config": ("PolicyConfig",),
     "difftilt.adapters.text.base": (
         "TextModel",
@@ -252,6 +265,17 @@ _HOMES = {
         "SimilarityReward",
         "TextClassifierReward",
     ),
+    "difftilt.chains": (
+        "Chain",
+        "Path",
+    ),
+    "difftilt.controls": ("ControlReward",),
+    "difftilt.diagnostics.calibration": (
+        "Calibration",
+        "calibration",
+    ),
+    "difftilt.diagnostics.certificate": ("Certificate",),
+    "difftilt.diagnostics.conditional": ("ConditionalCertificate",),
     "difftilt.diffusions.masked": (
         "MaskedDiffusion",
         "canvas",
@@ -267,40 +291,6 @@ _HOMES = {
     ),
     "difftilt.diffusions.remasking": ("Remasking",),
     "difftilt.diffusions.uniform": ("UniformDiffusion",),
-    "difftilt.infilling": (
-        "Completion",
-        "Infilling",
-        "InfillingPosterior",
-    ),
-    "difftilt.marginals": (
-        "marginal_log_prob",
-        "terminal_residual",
-    ),
-    "difftilt.objectives.ddpp": ("DDPP",),
-    "difftilt.objectives.group_policy": ("GroupPolicyGradient",),
-    "difftilt.objectives.negative_aware": ("NegativeAware",),
-    "difftilt.objectives.supervised": ("Supervised",),
-    "difftilt.objectives.wake": ("Wake",),
-    "difftilt.text.rewards": ("StringReward", "TextReward"),
-    "difftilt.text_priors": (
-        "TextPrior",
-        "text_prior",
-    ),
-    "difftilt.token_denoisers": (
-        "TokenDenoiser",
-        "TokenNetwork",
-    ),
-    "difftilt.chains": (
-        "Chain",
-        "Path",
-    ),
-    "difftilt.controls": ("ControlReward",),
-    "difftilt.diagnostics.calibration": (
-        "Calibration",
-        "calibration",
-    ),
-    "difftilt.diagnostics.certificate": ("Certificate",),
-    "difftilt.diagnostics.conditional": ("ConditionalCertificate",),
     "difftilt.errors": (
         "CheckpointError",
         "DifftiltError",
@@ -331,9 +321,22 @@ _HOMES = {
         "DPS",
         "LGDMC",
     ),
+    "difftilt.infilling": (
+        "Completion",
+        "Infilling",
+        "InfillingPosterior",
+    ),
     "difftilt.isolation": ("isolated",),
+    "difftilt.loading": ("load",),
+    "difftilt.marginals": (
+        "marginal_log_prob",
+        "terminal_residual",
+    ),
     "difftilt.objectives.contrastive": ("CEP",),
+    "difftilt.objectives.ddpp": ("DDPP",),
     "difftilt.objectives.forward": ("AdvantageWeighted",),
+    "difftilt.objectives.group_policy": ("GroupPolicyGradient",),
+    "difftilt.objectives.negative_aware": ("NegativeAware",),
     "difftilt.objectives.pathwise": (
         "AdjointMatching",
         "AlignProp",
@@ -354,6 +357,8 @@ _HOMES = {
         "PathConsistency",
         "SubTrajectoryBalance",
     ),
+    "difftilt.objectives.supervised": ("Supervised",),
+    "difftilt.objectives.wake": ("Wake",),
     "difftilt.populations": ("PopulationSampler",),
     "difftilt.posteriors": (
         "Posterior",
@@ -361,7 +366,6 @@ _HOMES = {
         "Sources",
         "Target",
         "latent",
-        "load",
     ),
     "difftilt.rewards": (
         "Bounded",
@@ -393,6 +397,23 @@ _HOMES = {
         "ValueTwisted",
     ),
     "difftilt.smc.population": ("Population",),
+    "difftilt.text.rewards": (
+        "StringReward",
+        "TextReward",
+    ),
+    "difftilt.text_priors": (
+        "TextPrior",
+        "text_prior",
+    ),
+    "difftilt.text_to_image": (
+        "TextToImage",
+        "TextToImagePosterior",
+        "TextToImagePrior",
+    ),
+    "difftilt.token_denoisers": (
+        "TokenDenoiser",
+        "TokenNetwork",
+    ),
     "difftilt.training.noisy_classifier": (
         "ClassifierFit",
         "NoisyClassifier",

@@ -1,4 +1,4 @@
-"""The face of the package: ``load`` a prior, ``tilt`` it, ``fit`` a posterior, ``certify`` it.
+"""The face of the package: ``tilt`` a prior, ``fit`` a posterior, ``certify`` it.
 
     prior = load("folder-of-a-diffusers-pipeline", steps=50)
     target = prior.tilt(log_reward, beta=1.0)              # p(x) r(x)^β
@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from difftilt.chains import Chain, InitialTilt
-from difftilt.denoisers import NetworkDenoiser
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
@@ -41,7 +40,6 @@ from difftilt.sampling import (
     sample,
     weighted_sample,
 )
-from difftilt.schedules import Schedule
 from difftilt.smc.population import Population
 from difftilt.training.loop import train
 from difftilt.training.plan import Training, suited
@@ -340,82 +338,6 @@ class Posterior:
                 "a learned law of x_N has no place in a diffusers pipeline; fit with initial=False"
             )
         return self.target.prior.pipeline.export(self.chain.kernel, FilePath(folder))
-
-
-def load(
-    source: Any,
-    steps: int = 50,
-    *,
-    eta: float = 1.0,
-    schedule: Schedule | None = None,
-    event_shape: Sequence[int] | None = None,
-    prediction_type: str = "epsilon",
-    **pictures: Any,
-) -> Any:
-    """A prior from a diffusers pipeline, a language model, a policy, or a network with a schedule.
-
-    Arguments:
-        source: a folder or hub id of a diffusers pipeline (unconditional, or text-to-image), a live
-            pipeline, or an ``nn.Module``
-            called as ``network(x, time (B,))`` together with ``schedule`` and ``event_shape``;
-            a folder of a masked language model (for a hub id or a live one, and for its options,
-            ``TextPrior(load_text_model(...))``); or a folder of a ``DiffusionPolicy``.
-        steps: N.
-        eta: stochasticity of DDIM-like samplers, in [0, 1].
-        schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
-        event_shape: shape of one sample of an ``nn.Module``.
-        prediction_type: what an ``nn.Module`` predicts (``difftilt.denoisers``).
-        **pictures: of a text-to-image pipeline, fields of ``PictureOptions``: ``guidance_scale``,
-            ``negative_prompt``, ``height``, ``width``, ``decode_batch``, ``checkpointing``.
-
-    Returns:
-        a ``Prior``, a ``TextPrior``, whose verb is ``infill``, or a ``TextToImagePrior``, whose
-        verb is ``draw``.
-
-    Raises:
-        InputError: the source is of no known kind, or something of it is missing.
-    """
-    if _is_text_folder(source):
-        from difftilt.adapters.text.base import load_text_model
-        from difftilt.text_priors import TextPrior
-
-        return TextPrior(load_text_model(source))
-    if isinstance(source, str | FilePath) and (FilePath(source) / "policy.json").is_file():
-        from difftilt.adapters.policies import load_policy
-
-        policy = load_policy(source)
-        return Prior(policy.chain(steps), policy.decode, str(source))
-    if isinstance(source, nn.Module) and not hasattr(source, "scheduler"):
-        if schedule is None or event_shape is None:
-            raise InputError(
-                "a bare network needs schedule=... (e.g. difftilt.VariancePreserving()) and "
-                "event_shape=... (the shape of one sample)"
-            )
-        denoiser = NetworkDenoiser(source.eval().requires_grad_(False), prediction_type)
-        diffusion = GaussianDiffusion(schedule.levels(steps))
-        like = next((p.detach().new_zeros(()) for p in source.parameters()), torch.zeros(()))
-        return Prior(Chain(denoiser, diffusion, tuple(event_shape), like=like))
-    from difftilt.adapters.diffusers import chain_from_pipeline, open_pipeline
-    from difftilt.adapters.text_to_image import family_of, text_to_image_model
-
-    pipeline = open_pipeline(source)
-    name = str(source) if isinstance(source, str | FilePath) else type(source).__name__
-    if family_of(pipeline) is not None:
-        from difftilt.text_to_image import TextToImagePrior
-
-        return TextToImagePrior(text_to_image_model(pipeline, steps, eta, **pictures), name)
-    if pictures:
-        raise InputError(f"{sorted(pictures)[0]} is an option of text-to-image pipelines alone")
-    record = chain_from_pipeline(pipeline, steps, eta=eta)
-    return Prior(record.chain, source=name, pipeline=record)
-
-
-def _is_text_folder(source: Any) -> bool:
-    """Whether it is a folder of one model, and not of a diffusers pipeline."""
-    if not isinstance(source, str | FilePath):
-        return False
-    folder = FilePath(source)
-    return (folder / "config.json").is_file() and not (folder / "model_index.json").exists()
 
 
 def latent(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from difftilt.errors import InputError, require
 from difftilt.isolation import isolated
-from difftilt.posteriors import load
+from difftilt.loading import load
 from difftilt.recipes.base import Job, Recipe
 from difftilt.recipes.form import FormChoice
 from difftilt.rewards import load_reward

@@ -19,7 +19,8 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
-from difftilt.posteriors import Sources, Target, load
+from difftilt.loading import load
+from difftilt.posteriors import Sources, Target
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
 from difftilt.rewards import ClassifierReward

@@ -17,7 +17,8 @@ from torch import Tensor
 from difftilt.chains import Chain
 from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
 from difftilt.errors import InputError
-from difftilt.posteriors import Posterior, Target, load
+from difftilt.loading import load
+from difftilt.posteriors import Posterior, Target
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.image_methods import image_methods, setting_of
 from difftilt.rewards import ClassifierReward, LogReward
