@@ -11,9 +11,7 @@ def sum_event(x: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
     return wide.flatten(1).sum(1) if wide.ndim > 1 else wide
 
 
-def over_event(
-    values: Shaped[Tensor, " B"], x: Float[Tensor, "..."]
-) -> Shaped[Tensor, "..."]:
+def over_event(values: Shaped[Tensor, " B"], x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """Reshape one number per sample (B,) so that it broadcasts over the event of ``x``."""
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 

@@ -130,7 +130,6 @@ class VectorKernel(Kernel):
         output = self._called(x, prediction, n, code)
         return output if self.reads is None or code is None else output * self.reads.weight(code)
 
-
     def _called(
         self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None
     ) -> Tensor:
