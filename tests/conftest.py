@@ -14,6 +14,8 @@ import jaxtyping
 import pytest
 import torch
 
+import typecheck
+
 # Two processes of two threads each on two cores run several times slower than one thread each.
 torch.set_num_threads(1)
 
@@ -36,6 +38,11 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _each_test_checks_anew() -> None:
+    typecheck.check_anew()
 
 
 @pytest.fixture(autouse=True)

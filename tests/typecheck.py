@@ -1,9 +1,16 @@
-"""What checks the types and shapes of every call into difftilt while the tests run.
+"""What checks the types and shapes of calls into difftilt while the tests run.
 
-jaxtyping's import hook (`--jaxtyping-packages` in pyproject.toml) hands it each function.
+jaxtyping's import hook (`--jaxtyping-packages` in pyproject.toml) hands it each function. A check
+costs more than a small step of a training, and a training's thousandth call is like its hundredth:
+each function is checked at its first `ENOUGH` calls in each test, and runs bare for the rest of it.
 """
 
-from collections.abc import Callable
+import functools
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import IO, Any, Self
 
 from beartype import BeartypeConf, FrozenDict, beartype
@@ -15,8 +22,47 @@ CONFIGURATION = BeartypeConf(
 )
 
 
+ENOUGH = 20
+
+calls: Counter[Callable] = Counter()
+bare: list[Callable] = []
+
+
 def checked(function: Callable) -> Callable:
-    """Return `function` with its arguments and its result checked at each call."""
+    """Return `function` with its arguments and its result checked at each call.
+
+    It has the signature of a function of ours and nothing else; jaxtyping calls it beside that one.
+    """
     if "<locals>" in function.__qualname__:
         return function  # would be compiled anew, in milliseconds, at each call of its parent
-    return beartype(conf=CONFIGURATION)(function)
+    strict = beartype(conf=CONFIGURATION)(function)
+
+    @functools.wraps(function)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[function] += 1
+        if calls[function] == ENOUGH:
+            for layer in _layers(function):
+                layer.__dict__["__no_type_check__"] = True
+                bare.append(layer)
+        return strict(*args, **kwargs)
+
+    return counted
+
+
+def check_anew() -> None:
+    """Forget what was called: a test begins."""
+    calls.clear()
+    while bare:
+        bare.pop().__dict__.pop("__no_type_check__", None)
+
+
+def _layers(function: Callable) -> Iterator[Callable]:
+    """Our function of that name, and what its decorators wrap; nothing if it is not found."""
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = inspect.getattr_static(found, name, None)
+    for inner in ("fget", "__func__", "func"):
+        found = getattr(found, inner, found)
+    while isinstance(found, FunctionType):
+        yield found
+        found = getattr(found, "__wrapped__", None)

@@ -1,7 +1,7 @@
 """Small tensor operations that every room needs and no room owns."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -11,7 +11,7 @@ def sum_event(x: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
     return wide.flatten(1).sum(1) if wide.ndim > 1 else wide
 
 
-def over_event(values: Float[Tensor, " B"], x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def over_event(values: Shaped[Tensor, " B"], x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """Reshape one number per sample (B,) so that it broadcasts over the event of ``x``."""
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 

@@ -56,8 +56,15 @@ class Kernel(nn.Module, ABC):
         return diffusion.planned(x, n, noise, condition)
 
     def prepared(self, like: Tensor) -> "Kernel":
-        """This kernel with what depends on the step alone worked out, for one rollout."""
+        """This kernel with what depends on the step alone worked out, for one rollout.
+
+        Where gradients are enabled it may answer without a graph, and owes it in ``recorded``.
+        """
         return self
+
+    def recorded(self) -> Tilt | None:
+        """All tilts since ``prepared`` as one with a graph; None: each carried its own."""
+        return None
 
     def on(self, diffusion: Diffusion) -> "Kernel":
         """The same networks with the steps of another diffusion.

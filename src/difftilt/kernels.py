@@ -26,6 +26,7 @@ from difftilt.errors import InputError
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size, StepLinear, StepMLP
 from difftilt.models.numbers import Numbers
+from difftilt.models.tape import Tape
 from difftilt.models.time import OncePerTime
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
 
@@ -76,6 +77,7 @@ class VectorKernel(Kernel):
             mask_groups=components,
             extra=extra,
         )
+        self.tape: Tape | None = None
         self.linear = StepLinear(self.dimension, self.dimension, steps) if size.linear else None
         if isinstance(reads, Labels):
             embedding = slice(2 * self.dimension, 2 * self.dimension + extra)
@@ -90,24 +92,55 @@ class VectorKernel(Kernel):
     ) -> Tilt:
         code = None if self.reads is None else self.reads.code(condition, x)
         output = self._outputs(x, prediction, n, code)
-        shape = (len(x), self.components, *self.event_shape)
-        grouped = output.reshape(len(x), self.components, -1)
-        delta, scale, logits = grouped.split(self.parts, 2)
-        if self.linear is not None:
-            delta = delta + self.linear(x, prediction, n)[:, None]
-        delta = delta.reshape(shape)
+        return self._tilt(output, None if self.linear is None else self.linear(x, prediction, n))
+
+    def prepared(self, like: Tensor) -> "VectorKernel":
+        """Its calls go to a tape, but for parts that need a graph of each step."""
+        recorded = torch.is_grad_enabled()
+        apart = self.linear is not None or isinstance(self.reads, Numbers)
+        if like.device.type != "cpu" or (recorded and apart):
+            return self
+        other = copy.copy(self)
+        other.tape = Tape(self.network, recorded)
+        return other
+
+    def recorded(self) -> Tilt | None:
+        if self.tape is None or not self.tape.blocks:
+            return None
+        return self._tilt(self.tape.outputs())
+
+    def _tilt(self, output: Float[Tensor, "B outputs"], linear: Tensor | None = None) -> Tilt:
+        shape = (self.components, *self.event_shape, len(output))
+        # The batch last, as it is in memory.
+        grouped = output.T.reshape(self.components, -1, len(output))
+        delta, scale, logits = grouped.split(self.parts, 1)
+        if linear is not None:
+            delta = delta + linear.T
+        delta = delta.reshape(shape).movedim(-1, 0)
         if not self.learned_variance:
             return GaussianTilt(delta[:, 0])
-        log_scale = scale.reshape(shape)
+        log_scale = scale.reshape(shape).movedim(-1, 0)
         if self.components == 1:
             return GaussianTilt(delta[:, 0], log_scale[:, 0])
-        return MixtureTilt(delta, log_scale, logits.squeeze(2))
+        return MixtureTilt(delta, log_scale, logits.squeeze(1).T)
 
     def _outputs(
         self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None
     ) -> Tensor:
-        output = self.network(x, prediction, n, code)
+        output = self._called(x, prediction, n, code)
         return output if self.reads is None or code is None else output * self.reads.weight(code)
+
+    def _called(
+        self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None
+    ) -> Tensor:
+        if self.tape is not None:
+            return self.tape(x, prediction, n, code)
+        data = not (x.requires_grad or prediction.requires_grad)
+        if isinstance(n, int) or not (data and torch.is_grad_enabled() and x.device.type == "cpu"):
+            return self.network(x, prediction, n, code)
+        tape = Tape(self.network, record=True)
+        tape(x, prediction, n, code)
+        return tape.outputs()
 
 
 class DenoiserKernel(Kernel):

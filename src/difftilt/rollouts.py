@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains import Chain, Kernel, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise, Noise
 from difftilt.transitions import Tilt, Transition, log_ratios
@@ -60,16 +60,16 @@ class _RatioSum:
         else:
             self.known.append(tilt.log_ratio(eps))
 
-    def settle(self) -> None:
-        """Work out what has been left for the end."""
+    def settle(self, kernel: Kernel | None = None) -> None:
+        """Work out what has been left for the end, of steps that ``kernel`` has tilted."""
         if self.tilts:
             with torch.enable_grad():
-                self.known.append(log_ratios(self.tilts, self.eps).sum(0))
+                joined = None if kernel is None else kernel.recorded()
+                self.known.append(log_ratios(self.tilts, self.eps, joined).sum(0))
             self.tilts, self.eps = [], []
 
     def total(self, nothing: Tensor) -> Tensor | None:
         """Λ of each path; ``nothing`` (B,) for a prior, None if it is not asked for."""
-        self.settle()
         if not self.drawing.ratio:
             return None
         with torch.set_grad_enabled(self.drawing.graph):
@@ -132,6 +132,7 @@ def _descend(chain: Chain, x: Tensor, start: int, noise: Noise, ratio: _RatioSum
             x = law.landing
         if drawing.record:
             predictions.append(chain.diffusion.kept(prediction, law, x))
+    ratio.settle(chain.kernel)
     log_ratio = ratio.total(chain.like.new_zeros(len(x)))
     if not drawing.record:
         return Path(x[None], None, log_ratio, chain.condition)

@@ -111,10 +111,16 @@ class Tilt(ABC):
 
 
 def log_ratios(
-    tilts: Sequence[Tilt], eps: Sequence[Shaped[Tensor, "B ..."]]
+    tilts: Sequence[Tilt], eps: Sequence[Shaped[Tensor, "B ..."]], joined: Tilt | None = None
 ) -> Float[Tensor, "steps B"]:
-    """``log_ratio`` of several steps of a chain, in one call where their tilts can be joined."""
-    joined = tilts[0].joined(tilts)
+    """``log_ratio`` of several steps of a chain, in one call where their tilts can be joined.
+
+    Arguments:
+        tilts: of each step.
+        eps: where each step landed.
+        joined: the same tilts as one of all their rows, if that is known.
+    """
+    joined = tilts[0].joined(tilts) if joined is None else joined
     if joined is None:
         return torch.stack([tilt.log_ratio(e) for tilt, e in zip(tilts, eps, strict=True)])
     return joined.log_ratio(torch.cat(list(eps))).unflatten(0, (len(tilts), -1))
@@ -177,8 +183,9 @@ class MixtureTilt(Tilt):
     def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
         share = torch.softmax(self.logits.T, 0).cumsum(0)
         component = (share[:-1] < noise.uniform(self.delta)).sum(0)
-        rows = torch.arange(len(component), device=component.device)
-        delta, scale = self.delta[rows, component], self.log_scale[rows, component].exp()
+        place = over_event(component, self.delta).expand(-1, 1, *self.delta.shape[2:])
+        delta, scale = (t.gather(1, place).squeeze(1) for t in (self.delta, self.log_scale))
+        scale = scale.exp()
         normal = noise.normal(delta)
         return torch.addcmul(delta, normal if widen == 1.0 else normal * widen, scale)
 

@@ -79,12 +79,7 @@ class StepMLP(nn.Module):
         n: int | Int[Tensor, " B"],
         extra: Float[Tensor, "B extra"] | None = None,
     ) -> Float[Tensor, "B outputs"]:
-        flat, clean = x.flatten(1), prediction.flatten(1)
-        features = [flat, clean] if extra is None else [flat, clean, extra]
-        if len(self.bands):
-            angles = (clean[:, :, None] * self.bands).flatten(1)
-            features += [angles.sin(), angles.cos()]
-        h = self._entered(torch.cat(features, 1), n)
+        h = self._entered(self.features(x, prediction, extra), n)
         for layer in self.hidden:
             h = layer(nn.functional.silu(h))
         h = nn.functional.silu(h)
@@ -92,6 +87,22 @@ class StepMLP(nn.Module):
             return self.last(h)
         # The batch last in memory, as the mixture's sums over few numbers of each sample want it.
         return torch.addmm(self.last.bias[:, None], self.last.weight * self.mask, h.T).T
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The hidden layers after the first."""
+        return list(self.hidden)  # pyright: ignore[reportReturnType]
+
+    def features(
+        self, x: Float[Tensor, "B ..."], prediction: Tensor, extra: Tensor | None = None
+    ) -> Float[Tensor, "B inputs"]:
+        """What the first layer reads."""
+        flat, clean = x.flatten(1), prediction.flatten(1)
+        features = [flat, clean] if extra is None else [flat, clean, extra]
+        if len(self.bands):
+            angles = (clean[:, :, None] * self.bands).flatten(1)
+            features += [angles.sin(), angles.cos()]
+        return torch.cat(features, 1)
 
     def _entered(
         self, features: Float[Tensor, "B inputs"], n: int | Int[Tensor, " B"]

@@ -81,6 +81,13 @@ def relative_trajectory_balance(
     return squared(scores.log_z + scores.log_ratio - scores.log_r, residual_clip)
 
 
+def _alone(scores: Scores) -> bool:
+    """Whether a condition has a single path."""
+    if scores.group is None:
+        return len(scores.log_r) < 2
+    return bool((torch.bincount(scores.group) == 1).any())
+
+
 def log_variance(scores: Scores, residual_clip: float | None = None) -> Float[Tensor, " B"]:
     """``(Λ - β log r - mean)²``, the mean over the paths that share a condition.
 
@@ -90,9 +97,7 @@ def log_variance(scores: Scores, residual_clip: float | None = None) -> Float[Te
         InputError: a condition with a single path, for which the loss is identically zero.
     """
     gap = scores.log_ratio - scores.log_r
-    group = torch.zeros_like(gap, dtype=torch.long) if scores.group is None else scores.group
-    count = torch.bincount(group)
-    if int(count[count > 0].min()) < 2:
+    if _alone(scores):
         raise InputError(
             "the log-variance form needs at least 2 paths per condition in a batch, got 1; "
             "raise batch (or paths_per_condition), or use a learned log Z"

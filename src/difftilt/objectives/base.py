@@ -76,7 +76,9 @@ class Scores:
 
     def centred(self, values: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Values minus their mean over the paths that share a condition."""
-        group = torch.zeros_like(values, dtype=torch.long) if self.group is None else self.group
+        if self.group is None:
+            return values - values.mean()
+        group = self.group
         count = torch.bincount(group)
         total = torch.zeros(len(count), dtype=values.dtype, device=values.device)
         return values - (total.index_add(0, group, values) / count)[group]

@@ -34,7 +34,9 @@ class Outcome:
 def forget_gradients(state: TrainingState) -> None:
     """Drop what the last update accumulated."""
     for optimiser in state.optimisers:
-        optimiser.zero_grad(set_to_none=True)
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def check(state: TrainingState, losses: Tensor, log_r: Tensor) -> None:

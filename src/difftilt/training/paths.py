@@ -189,13 +189,17 @@ def _losses(state: TrainingState, scores: Scores) -> Tensor:
     finite = torch.isfinite(scores.log_r)
     if not bool(finite.any()):
         return scores.log_ratio[finite]
-    forbidden, scores = scores.log_ratio[~finite], scores.select(finite)
+    forbidden = None
+    if not bool(finite.all()):
+        forbidden, scores = scores.log_ratio[~finite], scores.select(finite)
     if state.warming:
         return weighted_likelihood(scores)
     assert isinstance(objective, PathObjective)
     if objective.paths_per_group > 1:
         scores = _comparable(scores)
     losses = objective.losses(scores)
+    if forbidden is None:
+        return losses
     return torch.cat([losses, objective.forbidden(forbidden, losses)])
 
 

@@ -102,7 +102,7 @@ def optimisers(
     ]
     if heads:
         groups.append({"params": heads, "lr": plan.head_learning_rate})
-    made: list[torch.optim.Optimizer] = [torch.optim.Adam(groups)]
+    made: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, fused=True)]
     if hidden:
         made.append(torch.optim.Muon(hidden, lr=plan.hidden_learning_rate, weight_decay=0.0))
     for optimiser in made:

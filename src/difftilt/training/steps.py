@@ -79,7 +79,9 @@ def _door(state: TrainingState) -> Callable[[TrainingState, float], Iterator[Out
 
 def _move(state: TrainingState) -> float:
     limit = state.plan.optimisation.gradient_clip
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters, math.inf if limit is None else limit)
+    norm = torch.nn.utils.clip_grad_norm_(
+        state.parameters, math.inf if limit is None else limit, foreach=True
+    )
     if not bool(torch.isfinite(norm)):
         raise TrainingError(
             f"non-finite gradient at update {state.step + 1}: the loss is finite but its gradient "
