@@ -21,10 +21,12 @@ Steps and bare calls alternate in one process, so that a busy machine slows both
 | unet | a small UNet2DModel, 16 × 16, N = 10, B = 8 | a full copy of it |
 | tokens | a transformer (4 x 128) of V = 222 words, L = 50, 12 reveals, B = 8 | a full copy of it |
 | vocabulary | the same of V = 50,000 words | a full copy of it |
-| text_to_image | StableDiffusionPipeline, 4 × 16 × 16, guided, N = 10, B = 8 | adapters on attention |
+| text_to_image | Stable Diffusion, 4 × 16 × 16, guided, N = 10, B = 8 | adapters on attention |
 
 A bare call of text-to-image is the UNet on both halves of guidance at once, with the adapters off
-or on; no encoder of prompts (asked once) and no decoder (the reward's). A bare call of a network of tokens is its body on whole states and its head on the one position that
+or on; no encoder of prompts (asked once) and no decoder (the reward's).
+
+A bare call of a network of tokens is its body on whole states and its head on the one position that
 a step reveals: no log-softmax, no draw.
 
 With ``pool`` half of the paths come from a full pool to which nothing is added (``pool_fresh=0``):

@@ -257,7 +257,7 @@ def test_no_bound_prompt_and_no_reward_are_said():
 
 
 def test_guidance_is_an_option_of_text_to_image_alone(tiny_pipeline):
-    with pytest.raises(InputError, match="guidance_scale is an option of text-to-image"):
+    with pytest.raises(InputError, match="load has no option 'guidance_scale' for this source"):
         dt.load(tiny_pipeline, guidance_scale=3.0)
 
 
