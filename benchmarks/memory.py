@@ -50,7 +50,7 @@ def build_prior(model: str) -> Any:
     if model == "text_to_image":
         from pictures import small_pipeline
 
-        return small_pipeline(32, (64, 128, 128))
+        return small_pipeline(32, (32, 64))
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     return UNet2DModel(

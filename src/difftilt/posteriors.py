@@ -363,10 +363,10 @@ def load(
         eta: stochasticity of DDIM-like samplers, in [0, 1].
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
         event_shape: shape of one sample of an ``nn.Module``.
-        **options: of an ``nn.Module``: ``prediction_type``, what it predicts (default "epsilon"; see
-            ``difftilt.denoisers``); of a text-to-image pipeline: fields of ``PictureOptions``
-            (``guidance_scale``, ``negative_prompt``, ``height``, ``width``, ``decode_batch``,
-            ``checkpointing``).
+        **options: of an ``nn.Module``: ``prediction_type``, what it predicts (``denoisers``;
+            default "epsilon"); of a text-to-image pipeline: fields of ``PictureOptions``
+            (``guidance_scale``, ``negative_prompt``, ``height``, ``width``, ``network_batch``,
+            ``decode_batch``, ``checkpointing``).
 
     Returns:
         a ``Prior``, a ``TextPrior``, whose verb is ``infill``, or a ``TextToImagePrior``, whose

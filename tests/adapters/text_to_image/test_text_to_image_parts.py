@@ -127,6 +127,20 @@ def test_the_reward_is_shown_pictures_and_their_prompts():
     assert float(pictures.min()) >= 0 and float(pictures.max()) <= 1
 
 
+def test_the_network_sees_few_states_at_once():
+    pipeline = tiny("sd")
+    seen: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    few, many = (loaded(pipeline, network_batch=count) for count in (2, 100))
+    pictures = few.sample(["cat"], 3)
+    assert max(seen) == 2
+    assert torch.allclose(pictures, many.sample(["cat"], 3), rtol=0, atol=1e-4)
+    levels = torch.tensor([1, 3, 2])
+    x, rows = torch.randn(3, 4, 8, 8), few.rows(["cat", "dog", "cat"])
+    ours, theirs = (prior.model.chain.given(rows).predict(x, levels) for prior in (few, many))
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
 def test_the_gradient_of_a_reward_reaches_latents_through_the_decoder():
     task = loaded(tiny("sd"), decode_batch=1).draw(PROMPTS, brightness)
     latents = torch.randn(2, 4, 8, 8, requires_grad=True)
