@@ -136,8 +136,10 @@ def test_the_network_sees_few_states_at_once():
     assert max(seen) == 2
     assert torch.allclose(pictures, many.sample(["cat"], 3), rtol=0, atol=1e-4)
     levels = torch.tensor([1, 3, 2])
-    x, rows = torch.randn(3, 4, 8, 8), few.rows(["cat", "dog", "cat"])
-    ours, theirs = (prior.model.chain.given(rows).predict(x, levels) for prior in (few, many))
+    x, prompts = torch.randn(3, 4, 8, 8), ["cat", "dog", "cat"]
+    ours, theirs = (
+        prior.model.chain.given(prior.rows(prompts)).predict(x, levels) for prior in (few, many)
+    )
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
