@@ -3,11 +3,12 @@
 ``--model pixels``: a UNet2DModel of 15.9 M parameters (random weights, 32 × 32, one channel) as the
 prior, and low-rank adapters of rank 32 in it as the posterior. ``--model text_to_image``: a
 StableDiffusionPipeline (random weights, latents of 4 × 32 × 32) under classifier-free guidance,
-both halves in one batch, and adapters of rank 4 on attention. Each number of steps runs one ``training_step`` (draw
-paths, residual, chunked backward, optimiser) in a process of its own. The extra memory is the peak
-resident size during the step minus the resident size before it, with the models built and one
-throw-away update done at N = 2, so that what a first call loads (kernels, thread pools, Adam's
-moments) is not billed to any N.
+both halves in one batch, and adapters of rank 4 on attention.
+
+Each number of steps runs one ``training_step`` (draw paths, residual, chunked backward, optimiser)
+in a process of its own. The extra memory is the peak resident size during the step minus the
+resident size before it, with the models built and one throw-away update done at N = 2, so that what
+a first call loads (kernels, thread pools, Adam's moments) is not billed to any N.
 
 Allocator noise: glibc keeps freed blocks below its mmap threshold, and raises that threshold as a
 process frees larger ones, so the same tensors may cost twice the memory by the order of their
@@ -49,7 +50,7 @@ def build_prior(model: str) -> Any:
     if model == "text_to_image":
         from pictures import small_pipeline
 
-        return small_pipeline(32, (64, 128, 128))
+        return small_pipeline(32, (32, 64))
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     return UNet2DModel(

@@ -127,6 +127,22 @@ def test_the_reward_is_shown_pictures_and_their_prompts():
     assert float(pictures.min()) >= 0 and float(pictures.max()) <= 1
 
 
+def test_the_network_sees_few_states_at_once():
+    pipeline = tiny("sd")
+    seen: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    few, many = (loaded(pipeline, network_batch=count) for count in (2, 100))
+    pictures = few.sample(["cat"], 3)
+    assert max(seen) == 2
+    assert torch.allclose(pictures, many.sample(["cat"], 3), rtol=0, atol=1e-4)
+    levels = torch.tensor([1, 3, 2])
+    x, prompts = torch.randn(3, 4, 8, 8), ["cat", "dog", "cat"]
+    ours, theirs = (
+        prior.model.chain.given(prior.rows(prompts)).predict(x, levels) for prior in (few, many)
+    )
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
 def test_the_gradient_of_a_reward_reaches_latents_through_the_decoder():
     task = loaded(tiny("sd"), decode_batch=1).draw(PROMPTS, brightness)
     latents = torch.randn(2, 4, 8, 8, requires_grad=True)
@@ -257,7 +273,7 @@ def test_no_bound_prompt_and_no_reward_are_said():
 
 
 def test_guidance_is_an_option_of_text_to_image_alone(tiny_pipeline):
-    with pytest.raises(InputError, match="guidance_scale is an option of text-to-image"):
+    with pytest.raises(InputError, match="load has no option 'guidance_scale' for this source"):
         dt.load(tiny_pipeline, guidance_scale=3.0)
 
 
