@@ -8,7 +8,7 @@ from torch import Tensor
 from difftilt.adapters.text_to_image.flow import packed, unpacked
 from difftilt.noise import GeneratorNoise, Noise
 
-STEPS = 5
+STEPS = 4
 SCALE = 3.0
 PROMPTS = ["cat", "dog"]
 SIZES = {"height": 16, "width": 16}
@@ -36,7 +36,7 @@ def noise_of(name: str, seed: int = 5) -> Noise:
 
 
 def plain(pipeline: Any, name: str, seed: int = 5, eta: float = 1.0, **settings: Any) -> Tensor:
-    """What the pipeline's own ``__call__`` draws: latents, or pictures where it gives no latents."""
+    """What the pipeline's own ``__call__`` draws: latents, but pictures of DiT."""
     settings = {"num_inference_steps": STEPS, "guidance_scale": SCALE} | settings
     if name == "dit":
         labels = pipeline.get_label_ids(list(PROMPTS))

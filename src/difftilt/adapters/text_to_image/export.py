@@ -113,7 +113,10 @@ def _with_network(model: TextToImageModel, network: nn.Module) -> Any:
         "scheduler": model.scheduler,
     }
     _, optional = kind._get_signature_keys(pipeline)
-    return kind(**parts, **{k: pipeline.config[k] for k in optional if k in pipeline.config})
+    kept = {k: pipeline.config[k] for k in optional if k in pipeline.config}
+    made = kind(**parts, **kept, **model.family.unsaved())
+    made.register_to_config(**model.family.unsaved())
+    return made
 
 
 def _write_settings(model: TextToImageModel, new: Path, kind: str) -> None:
@@ -168,5 +171,5 @@ def _readme(model: TextToImageModel, settings: dict[str, Any]) -> str:
         asked["callback_on_step_end"] = "last_step_is_the_priors"
     shown = [f"{k}={v if k.startswith('callback') else repr(v)}" for k, v in asked.items()]
     lines.append(f'pictures = pipeline("a prompt", {", ".join(shown)}).images')
-    code = "\n".join(lines)
-    return f"# A posterior sampler\n\nLow-rank adapters for plain diffusers:\n\n```python\n{code}\n```\n"
+    code = "\n".join(["```python", *lines, "```"])
+    return f"# A posterior sampler\n\nLow-rank adapters for plain diffusers:\n\n{code}\n"
