@@ -16,16 +16,13 @@ Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "pink", "
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 
 _ANIMALS = (
-    "rabbit cat dog mouse bear pig frog monkey cow horse wolf penguin bird owl bat elephant "
-    "turtle snail butterfly bug octopus crab fish whale snake"
+    "rabbit cat dog mouse pig frog horse penguin bird owl elephant turtle butterfly crab fish snake"
 )
-_FOOD = "pear cherries strawberry banana grapes carrot mushroom hamburger"
-_VEHICLES = "car bus tractor bicycle airplane rocket helicopter sailboat"
-_OBJECTS = (
-    "house castle key bell guitar trumpet umbrella crown dress glasses candle tulip cactus star "
-    "cloud hammer scissors ghost robot"
+_OTHERS = (
+    "pear strawberry banana mushroom carrot car bus airplane rocket sailboat "
+    "key bell umbrella star house cactus"
 )
-THINGS: tuple[str, ...] = tuple(" ".join((_ANIMALS, _FOOD, _VEHICLES, _OBJECTS)).split())
+THINGS: tuple[str, ...] = (*_ANIMALS.split(), *_OTHERS.split())
 
 TEMPLATES: tuple[str, ...] = (
     "a {colour} {thing}",
