@@ -203,6 +203,12 @@ class NetworkDenoiser(Denoiser):
             output = self.call(self.network, network_input, time)
         return self._clean(output, x_t, level)
 
+    def calling(self, call: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> "NetworkDenoiser":
+        """The same network, called otherwise (with a condition, for example)."""
+        other = copy.copy(self)
+        other.call = call
+        return other
+
     def prepared(self, levels: Iterable[Level], like: Tensor) -> "NetworkDenoiser":
         other = copy.copy(self)
         other.time = self.time.prepared(levels, like, self.time_dtype)

@@ -339,9 +339,7 @@ class Posterior:
             raise InputError(
                 "a learned law of x_N has no place in a diffusers pipeline; fit with initial=False"
             )
-        from difftilt.adapters.export import export_pipeline
-
-        return export_pipeline(self.target.prior.pipeline, self.chain.kernel, FilePath(folder))
+        return self.target.prior.pipeline.export(self.chain.kernel, FilePath(folder))
 
 
 def load(
@@ -352,11 +350,13 @@ def load(
     schedule: Schedule | None = None,
     event_shape: Sequence[int] | None = None,
     prediction_type: str = "epsilon",
+    **pictures: Any,
 ) -> Any:
     """A prior from a diffusers pipeline, a language model, a policy, or a network with a schedule.
 
     Arguments:
-        source: a folder or hub id of a diffusers pipeline, a live pipeline, or an ``nn.Module``
+        source: a folder or hub id of a diffusers pipeline (unconditional, or text-to-image), a live
+            pipeline, or an ``nn.Module``
             called as ``network(x, time (B,))`` together with ``schedule`` and ``event_shape``;
             a folder of a masked language model (for a hub id or a live one, and for its options,
             ``TextPrior(load_text_model(...))``); or a folder of a ``DiffusionPolicy``.
@@ -365,9 +365,12 @@ def load(
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
         event_shape: shape of one sample of an ``nn.Module``.
         prediction_type: what an ``nn.Module`` predicts (``difftilt.denoisers``).
+        **pictures: of a text-to-image pipeline, fields of ``PictureOptions``: ``guidance_scale``,
+            ``negative_prompt``, ``height``, ``width``, ``decode_batch``, ``checkpointing``.
 
     Returns:
-        a ``Prior``, or a ``TextPrior``, whose verb is ``infill``.
+        a ``Prior``, a ``TextPrior``, whose verb is ``infill``, or a ``TextToImagePrior``, whose
+        verb is ``draw``.
 
     Raises:
         InputError: the source is of no known kind, or something of it is missing.
@@ -392,10 +395,18 @@ def load(
         diffusion = GaussianDiffusion(schedule.levels(steps))
         like = next((p.detach().new_zeros(()) for p in source.parameters()), torch.zeros(()))
         return Prior(Chain(denoiser, diffusion, tuple(event_shape), like=like))
-    from difftilt.adapters.diffusers import chain_from_pipeline
+    from difftilt.adapters.diffusers import chain_from_pipeline, open_pipeline
+    from difftilt.adapters.text_to_image import family_of, text_to_image_model
 
-    record = chain_from_pipeline(source, steps, eta=eta)
+    pipeline = open_pipeline(source)
     name = str(source) if isinstance(source, str | FilePath) else type(source).__name__
+    if family_of(pipeline) is not None:
+        from difftilt.text_to_image import TextToImagePrior
+
+        return TextToImagePrior(text_to_image_model(pipeline, steps, eta, **pictures), name)
+    if pictures:
+        raise InputError(f"{sorted(pictures)[0]} is an option of text-to-image pipelines alone")
+    record = chain_from_pipeline(pipeline, steps, eta=eta)
     return Prior(record.chain, source=name, pipeline=record)
 
 

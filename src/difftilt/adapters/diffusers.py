@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.adapters.schedulers import SchedulerDiffusion, diffusion_from_scheduler
-from difftilt.chains import Chain
+from difftilt.chains import Chain, Kernel
 from difftilt.errors import InputError, require
 from difftilt.kernels import DriftKernel
 from difftilt.noise import seeded
@@ -40,6 +40,12 @@ class PipelineChain:
     scheduler: Any
     fingerprint: str
 
+    def export(self, kernel: Kernel, folder: str | Path) -> Path:
+        """``adapters.export.export_pipeline``."""
+        from difftilt.adapters.export import export_pipeline
+
+        return export_pipeline(self, kernel, folder)
+
 
 def chain_from_pipeline(
     source: Any, steps: int, eta: float = 1.0, device: torch.device | str | None = None
@@ -58,8 +64,7 @@ def chain_from_pipeline(
             supported scheduler.
         MissingPackage: diffusers is not installed.
     """
-    require("diffusers", "diffusers")
-    pipeline = _load(source) if isinstance(source, str | Path) else source
+    pipeline = open_pipeline(source)
     unet, scheduler = _parts(pipeline)
     found = diffusion_from_scheduler(scheduler, steps, eta)
     _check_channels(unet, found)
@@ -148,7 +153,16 @@ def _drift_config(config: dict[str, Any], event_channels: int, shrink: int) -> d
     return derived | {"in_channels": event_channels, "out_channels": event_channels}
 
 
-def _load(source: str | Path) -> Any:
+def open_pipeline(source: Any) -> Any:
+    """The pipeline of a folder or hub id; a live one is returned as it is.
+
+    Raises:
+        InputError: the source cannot be read.
+        MissingPackage: diffusers is not installed.
+    """
+    require("diffusers", "diffusers")
+    if not isinstance(source, str | Path):
+        return source
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder = Path(source).expanduser()

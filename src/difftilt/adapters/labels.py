@@ -42,11 +42,7 @@ class LabelledDenoiser(Denoiser):
             dtype = next(network.parameters()).dtype
             return network(x.to(dtype), time, class_labels=label).sample.to(x.dtype)
 
-        base = self.base
-        bound = NetworkDenoiser(
-            base.network, base.prediction_type, call, base.unit_input, base.time_dtype
-        )
-        return bound(x_t, level)
+        return self.base.calling(call)(x_t, level)
 
     def given(self, condition: Tensor | None) -> "LabelledDenoiser":
         return LabelledDenoiser(self.base, condition)

@@ -13,7 +13,7 @@ The tables are computed in the scheduler's own float32 and order: at small times
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,9 @@ class SchedulerDiffusion:
         )
 
 
-def diffusion_from_scheduler(scheduler: Any, steps: int, eta: float = 1.0) -> SchedulerDiffusion:
+def diffusion_from_scheduler(
+    scheduler: Any, steps: int, eta: float = 1.0, grid: Mapping[str, Any] | None = None
+) -> SchedulerDiffusion:
     """The chain that a diffusers scheduler runs with ``steps`` inference steps.
 
     Arguments:
@@ -64,6 +66,7 @@ def diffusion_from_scheduler(scheduler: Any, steps: int, eta: float = 1.0) -> Sc
         steps: number of inference steps N.
         eta: stochasticity in [0, 1] of DDIM and flow matching; the others bring their own noise.
             At 0 the chain is a map: it can be sampled but not tilted.
+        grid: what else the pipeline hands to ``set_timesteps`` (``sigmas``, ``mu``), or None.
 
     Raises:
         InputError: a scheduler or setting whose kernel is not known, or an impossible ``steps``.
@@ -71,21 +74,21 @@ def diffusion_from_scheduler(scheduler: Any, steps: int, eta: float = 1.0) -> Sc
     name = type(scheduler).__name__
     if name not in _READERS:
         raise InputError(f"unsupported scheduler {name}; use one of {', '.join(_READERS)}")
-    _check_settings(name, scheduler.config)
+    grid = {} if grid is None else grid
+    _check_settings(name, scheduler.config, "mu" in grid)
     if eta != 1.0 and (name not in _WITH_ETA or scheduler.config.get("stochastic_sampling")):
         raise InputError(
             f"eta={eta} is a setting of DDIM and flow matching; {name} brings its own noise, so "
             "leave eta = 1"
         )
-    found = _READERS[name](_on_steps(scheduler, steps), eta)
+    found = _READERS[name](_on_steps(scheduler, steps, grid), eta)
     _check_first_level(found, name)
     return found
 
 
-def _check_settings(name: str, config: Any) -> None:
-    refused = ("thresholding", "use_dynamic_shifting", "invert_sigmas")
-    for setting in refused:
-        if config.get(setting):
+def _check_settings(name: str, config: Any, shifted: bool) -> None:
+    for setting in ("thresholding", "use_dynamic_shifting", "invert_sigmas"):
+        if config.get(setting) and not (shifted and setting == "use_dynamic_shifting"):
             raise InputError(f"{name} with {setting}=True is not supported; set it to False")
     variance = config.get("variance_type", "fixed_small")
     if variance not in VARIANCE_TYPES:
@@ -106,13 +109,13 @@ def _check_first_level(found: SchedulerDiffusion, name: str) -> None:
         )
 
 
-def _on_steps(scheduler: Any, steps: int) -> Any:
+def _on_steps(scheduler: Any, steps: int, grid: Mapping[str, Any]) -> Any:
     """A copy of the scheduler, set to its timesteps."""
     if steps < 1:
         raise InputError(f"a chain needs at least 1 step, got steps={steps}")
     own = copy.deepcopy(scheduler)
     try:
-        own.set_timesteps(steps)
+        own.set_timesteps(steps, **grid)
     except ValueError as error:
         raise InputError(f"{type(scheduler).__name__} refuses steps={steps}: {error}") from error
     times = own.timesteps

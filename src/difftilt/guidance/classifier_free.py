@@ -32,7 +32,8 @@ class ClassifierFreeGuidance(Denoiser):
 
     A scale of 1 is the conditional denoiser, 0 the unconditional one, both to the bit. (In the
     paper's w the scale is 1 + w.) A learned range's variance channels are the conditional ones.
-    Each prediction costs two calls of the network, which ``NetworkCalls`` counts as one.
+    Each prediction shows the network two states per sample, which ``NetworkCalls`` counts as one;
+    with a ``null`` they are one batch.
 
     Arguments:
         denoiser: a conditional denoiser.
@@ -68,16 +69,27 @@ class ClassifierFreeGuidance(Denoiser):
                 "classifier-free guidance compares two conditions, and none is bound; bind one "
                 "with chain.given(condition) or denoiser.given(condition)"
             )
-        null = self.null
-        if null is not None:
-            null = null.to(self.condition).expand(len(x_t), *null.shape)
-        conditional = self.denoiser.given(self.condition)(x_t, level)
-        unconditional = self.denoiser.given(null)(x_t, level)
+        unconditional, conditional = self._predictions(x_t, level, self.condition)
         channels = x_t.shape[1]
         clean = torch.lerp(
             unconditional[:, :channels], conditional[:, :channels], self.guidance_scale
         )
         return torch.cat([clean, conditional[:, channels:]], 1)
+
+    def _predictions(self, x_t: Tensor, level: Level, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Unconditional and conditional predictions, in one call of the network where it can be."""
+        if self.null is None:
+            return self.denoiser.given(None)(x_t, level), self.denoiser.given(condition)(x_t, level)
+        batch = len(x_t)
+        null = self.null.to(condition).expand(batch, *self.null.shape)
+        both = torch.cat([null, condition.expand(batch, *condition.shape[1:])])
+        twice = Level(*(_twice(part) for part in (level.time, level.alpha, level.sigma)))
+        unconditional, conditional = self.denoiser.given(both)(torch.cat([x_t, x_t]), twice).chunk(2)
+        return unconditional, conditional
+
+
+def _twice(part: float | Tensor) -> float | Tensor:
+    return torch.cat([part, part]) if isinstance(part, Tensor) and part.ndim else part
 
 
 @final
