@@ -61,8 +61,7 @@ def _sentence(box: str) -> str:
 def _recipe_type(words: list[str], command: str) -> tuple[type, list[str]]:
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: difftilt {command} RECIPE [options]   (difftilt {command} RECIPE --help)\n")
-        for name, summary in recipe_summaries().items():
-            print(f"  {name:<10} {summary}")
+        print("\n".join(_recipe_lines()[1:]))
         raise SystemExit(0)
     if words[0] not in RECIPES:
         raise InputError(f"unknown recipe {words[0]!r}; choose one of {', '.join(RECIPES)}")
@@ -218,8 +217,7 @@ def bench(words: list[str], command: list[str]) -> None:
 
     if not words or words[0] in ("-h", "--help"):
         print("usage: difftilt bench TABLE [options]\n")
-        for name, table in benches.TABLES.items():
-            print(f"  {name:<10} {table.summary}")
+        print("\n".join(_table_lines()[1:]))
         return
     if words[0] not in benches.TABLES:
         raise InputError(f"unknown table {words[0]!r}; choose one of {', '.join(benches.TABLES)}")
@@ -231,43 +229,66 @@ def bench(words: list[str], command: list[str]) -> None:
 
 
 def list_all(words: list[str], command: list[str]) -> None:
-    """``difftilt list [recipes|problems|methods]``."""
+    """``difftilt list [recipes|tables|problems|methods|objectives]``."""
+    lists = {
+        "recipes": _recipe_lines,
+        "tables": _table_lines,
+        "problems": _problem_lines,
+        "methods": _method_lines,
+        "objectives": _objective_lines,
+    }
 
     def options(
         what: Annotated[
-            Literal["everything", "recipes", "problems", "methods"],
+            Literal["everything", "recipes", "tables", "problems", "methods", "objectives"],
             tyro.conf.Positional,
-            tyro.conf.arg(metavar="[recipes|problems|methods]"),
+            tyro.conf.arg(metavar=f"[{'|'.join(lists)}]"),
         ] = "everything",
     ) -> list[str]:
-        """List recipes, problems and methods, with one line each.
+        """List recipes, tables, problems, methods and objectives, with one line each.
 
         Args:
             what: one of the lists.
         """
-        return [what] if what != "everything" else ["recipes", "problems", "methods"]
+        return [what] if what != "everything" else [*lists]
 
-    lists = {"recipes": _recipe_lines, "problems": _problem_lines, "methods": _method_lines}
     chosen = _parse(options, words, "list")
     print("\n\n".join("\n".join(lists[name]()) for name in chosen))
 
 
+def _listed(title: str, summaries: dict[str, str]) -> list[str]:
+    return [title, *(f"  {name:<30} {summary}" for name, summary in summaries.items())]
+
+
 def _recipe_lines() -> list[str]:
-    lines = [f"  {name:<22} {summary}" for name, summary in recipe_summaries().items()]
-    return ["Recipes (difftilt train RECIPE)", *lines]
+    return _listed("Recipes (difftilt train RECIPE)", recipe_summaries())
+
+
+def _table_lines() -> list[str]:
+    from difftilt.benches import TABLES
+
+    summaries = {name: table.summary for name, table in TABLES.items()}
+    return _listed("Tables (difftilt bench TABLE)", summaries)
 
 
 def _problem_lines() -> list[str]:
-    from difftilt.recipes.exact import problem_names
+    from difftilt.recipes.exact import problem_summaries
 
-    title = (
-        "Exact problems (difftilt bench exact --problem NAME; difftilt train exact --problem ...)"
-    )
-    return [title, *(f"  {name}" for name in problem_names())]
+    where = "difftilt bench exact --problem NAME; difftilt train exact --problem NAME"
+    return _listed(f"Exact problems ({where})", problem_summaries())
 
 
 def _method_lines() -> list[str]:
     from difftilt.recipes.methods import methods
 
-    lines = [f"  {name:<22} {method.summary}" for name, method in methods().items()]
-    return ["Methods (difftilt bench exact --method NAME)", *lines]
+    summaries = {name: method.summary for name, method in methods().items()}
+    return _listed("Methods (difftilt bench exact --method NAME)", summaries)
+
+
+def _objective_lines() -> list[str]:
+    summaries = {name: _first_line(kind) for name, kind in sorted(kinds().items())}
+    return _listed("Objectives (difftilt train RECIPE --objective NAME)", summaries)
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0].replace("`", "")

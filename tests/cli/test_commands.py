@@ -103,12 +103,17 @@ def test_help_names_every_option_and_its_default(words, difftilt_command):
     assert len(options) == len(described) > 3
 
 
+LISTS = ("recipes", "tables", "problems", "methods", "objectives")
+
+
 def test_list_shows_all_and_each(difftilt_command):
     everything = difftilt_command("list").out
-    parts = [difftilt_command("list", what).out for what in ("recipes", "problems", "methods")]
+    parts = [difftilt_command("list", what).out for what in LISTS]
     assert everything == "\n".join(parts)
-    for name in ("fashion", "custom", "gmm9of25", "rare_corner", "importance"):
-        assert re.search(rf"^  {name}\b", everything, re.MULTILINE)
+    for name in ("fashion", "custom", "gmm9of25", "rare_corner", "importance", "infill", "CEP"):
+        assert re.search(rf"^  {name} +\w", everything, re.MULTILINE)
+    listed = [line for line in everything.splitlines() if line.startswith("  ")]
+    assert all(len(line.split()) > 2 for line in listed)
 
 
 @pytest.mark.parametrize(

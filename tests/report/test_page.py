@@ -1,5 +1,6 @@
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from difftilt.errors import CheckpointError
+from difftilt.recipes.pictures import Picture, save_pictures
 from difftilt.report import write_report
 from difftilt.report.sections import duration, flat_items
 
@@ -151,3 +153,23 @@ def test_settings_are_flattened():
         ("f", "{}"),
         ("g", "text"),
     ]
+
+
+def _with_pictures(run: Path, *files: str) -> str:
+    entries = [{"file": name, "caption": f"<{name}>", "width": "half"} for name in files]
+    _edit(run / "evaluation.json", lambda record: record.update(pictures=entries))
+    return write_report(run).read_text()
+
+
+def test_pictures_of_the_recipe_are_part_of_the_page(quick_run: Path):
+    save_pictures(quick_run, [Picture("gif", b"GIF89a", "a walk"), Picture("svg", b"<svg/>", "C")])
+    page = _with_pictures(quick_run, "pictures/01.gif", "pictures/02.svg")
+    assert f"data:image/gif;base64,{b64encode(b'GIF89a').decode()}" in page
+    assert f"data:image/svg+xml;base64,{b64encode(b'<svg/>').decode()}" in page
+    assert "&lt;pictures/01.gif&gt;</figcaption>" in page
+
+
+def test_pictures_that_are_missing_or_outside_are_said_so(quick_run: Path):
+    page = _with_pictures(quick_run, "pictures/01.png", "../../secret.png", "/etc/hostname")
+    assert "01.png is missing." in page
+    assert page.count("A picture lies outside the run folder.") == 2

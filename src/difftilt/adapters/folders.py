@@ -1,10 +1,29 @@
 """Folders of a model that appear whole or not at all."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
-from difftilt.errors import CheckpointError, InputError
+from difftilt.errors import CheckpointError, InputError, require
+
+
+@contextmanager
+def without_loading_bars(package: Literal["transformers", "diffusers"]) -> Iterator[None]:
+    """Inside, a package shows no bars while it reads a model: they would stand among our lines.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    logging: Any = require(f"{package}.utils", package.replace("transformers", "text")).logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_replaceable(folder: Path, marker: str, kind: str) -> None:

@@ -18,6 +18,7 @@ from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.errors import CheckpointError
 from difftilt.objectives.base import Objective, kinds
 from difftilt.posteriors import Posterior, Sources, Target
+from difftilt.recipes.pictures import Picture
 from difftilt.sampling import Samples
 from difftilt.training.plan import Training
 
@@ -101,6 +102,10 @@ class Recipe(ABC):
         """The report's table: title, rows (name, prior, posterior, ...) and notes."""
         rows = [_mean_log_r(drawn)]
         return {"title": "Reward", "rows": rows, "notes": []}
+
+    def pictures(self, job: Job, drawn: Drawn) -> list[Picture]:
+        """What the report shows besides grids of images and clouds of points."""
+        return []
 
 
 def metric_row(name: str, note: str, values: Mapping[str, float]) -> dict[str, Any]:

@@ -14,16 +14,18 @@ from typing import Any, Literal
 
 import torch
 
-from difftilt.errors import InputError
+from difftilt.errors import InputError, MissingPackage
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.control_methods import control_plan, trained_methods
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
+from difftilt.recipes.pictures import Picture
 from difftilt.tasks.control.acting import acting
 from difftilt.tasks.control.data import load_data
-from difftilt.tasks.control.evaluation import Returns, evaluate
+from difftilt.tasks.control.evaluation import Returns, evaluate, rendered_episode
 from difftilt.training.plan import Training
 
 EVALUATION_SEED = 1_000
+DRAWN_STEPS = 300
 
 MethodName = Literal["rtb", "rtb_on_policy", "qgpo", "diffusion_ql", "ppo_kl", "awr", "rgdm"]
 
@@ -82,6 +84,25 @@ class Control(Recipe):
             "were not read before."
         )
         return {"title": f"Control: {self.data}, {self.method}", "rows": rows, "notes": [note]}
+
+    def pictures(self, job: Job, drawn: Drawn) -> list[Picture]:
+        """The first episode of the evaluation, played by the behaviour and by the posterior."""
+        environment, decoded = load_data(self.data).environment, job.target.prior.decoded
+        chains = {"The behaviour": job.target.prior.chain, "The posterior": job.posterior.chain}
+        try:
+            return [
+                Picture(
+                    "gif",
+                    rendered_episode(
+                        environment, acting(chain, decoded), seed=EVALUATION_SEED, steps=DRAWN_STEPS
+                    ),
+                    f"{name} in {environment}: the first {DRAWN_STEPS} steps of the first episode.",
+                )
+                for name, chain in chains.items()
+            ]
+        except MissingPackage as error:
+            tell(f"no picture of the policy: {error}")
+            return []
 
 
 def score_rows(played: dict[str, Returns]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from difftilt.recipes.tokens import recommended_tokens, tokens_form, tokens_sour
 from difftilt.tasks.exact import problems
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.tasks.exact.judge import DRAWS, judge
+from difftilt.tasks.exact.toys import TOYS
 from difftilt.tasks.tokens import TokenProblem, token_problems
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 
@@ -30,6 +31,23 @@ FIGURES = {
     "c2st": "accuracy of a two-sample classifier",
     "tv": "total variation, exact, where every end can be listed",
 }
+
+SUMMARIES = {
+    "gmm9of25": "25 Gaussians on a grid tilted to nine of them, re-weighted",
+    "linear_gaussian_d": "Gaussian prior, rotated, and a dense Gaussian measurement, in d numbers",
+    "linear_gaussian_isotropic_d": "the same, isotropic, single coordinates measured",
+    "ring8_alpha": "eight Gaussians on a ring, log r rising around it to alpha",
+    "wells_d": "coupled double wells in d coordinates: 2^d modes",
+    "rare_corner": "the far tail of one corner mode, which prior draws hardly reach",
+    "neural_ring8": "the ring, its prior a trained network",
+    "tokens_v": "an untrained transformer, pairwise couplings of its tokens",
+    "tokens_parity": "the same with a parity constraint",
+    "tokens_trained": "a transformer trained on a random law, pairwise couplings",
+    "tokens_table": "a table of one joint law's conditionals, any order",
+    "tokens_arbitrary": "a table that belongs to no joint law, the order chosen by the posterior",
+    "tokens_arbitrary_uniform": "the same, the order uniform: it has a floor",
+}
+"""By the longest beginning of a problem's name."""
 
 DEFAULT_CALLS = 5_000_000
 
@@ -174,6 +192,13 @@ def build(name: str) -> ExactProblem:
 def problem_names() -> list[str]:
     """Every problem with a known answer: of numbers, then of tokens."""
     return [*problems(), *token_problems()]
+
+
+def problem_summaries() -> dict[str, str]:
+    """One line for each problem, without building it."""
+    known = SUMMARIES | {name: make().summary for name, make in TOYS.items()}
+    families = sorted(known, key=len, reverse=True)
+    return {name: known[next(filter(name.startswith, families))] for name in problem_names()}
 
 
 def check_name(name: str) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.adapters.text.base import load_text_model
-from difftilt.adapters.text.readers import load_embedder, load_reader, without_loading_bars
+from difftilt.adapters.text.readers import load_embedder, load_reader
 from difftilt.diffusions.masked import completed
 from difftilt.errors import InputError
 from difftilt.posteriors import Sources
@@ -105,7 +105,6 @@ class RocStories(Recipe):
     @cached_property
     def task(self) -> StoryTask:
         """Models and stories."""
-        without_loading_bars()
         if not self.smoke:
             if not self.csv:
                 raise InputError(

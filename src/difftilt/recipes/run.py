@@ -22,6 +22,7 @@ from difftilt.errors import CheckpointError, InputError
 from difftilt.noise import StreamNoise
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
+from difftilt.recipes.pictures import save_pictures
 from difftilt.rollouts import rollout
 from difftilt.sampling import Correction, Samples, sample_paths
 from difftilt.scoring import log_ratio
@@ -140,7 +141,8 @@ def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
         if samples is not None:
             _save(opened, label, samples, job, recipe)
     _write_certificate(opened, certificate)
-    opened.write("evaluation", recipe.evaluation(job, drawn))
+    listed = save_pictures(opened.path, recipe.pictures(job, drawn))
+    opened.write("evaluation", {**recipe.evaluation(job, drawn), "pictures": listed})
 
 
 def _corrected(job: Job, raw: Samples, seed: int, talk: Talk) -> Samples | None:

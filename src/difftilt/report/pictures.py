@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 
@@ -38,10 +39,26 @@ def image_grid(x_0: np.ndarray, description: str) -> Html:
     buffer = io.BytesIO()
     image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
     height, width = sheet.shape[:2]
-    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    source = _inline(buffer.getvalue(), "png")
     return tag(
         "img", src=source, alt=description, width=str(width), height=str(height), class_="pixels"
     )
+
+
+def picture_file(path: Path, description: str) -> Html:
+    """A PNG, GIF or SVG file as an ``img`` that holds all of it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return tag(
+        "img", src=_inline(path.read_bytes(), path.suffix[1:]), alt=description, class_="picture"
+    )
+
+
+def _inline(content: bytes, kind: str) -> str:
+    media = {"svg": "svg+xml"}.get(kind, kind)
+    return f"data:image/{media};base64," + base64.b64encode(content).decode("ascii")
 
 
 def columns_shown(x_0: np.ndarray) -> int:

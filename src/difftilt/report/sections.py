@@ -32,9 +32,13 @@ def samples_section(run: RunRecord) -> Html:
     texts = (run.evaluation or {}).get("texts")
     if isinstance(texts, list) and texts:
         return _texts(texts)
+    shown = _pictures(run)
     if not run.samples:
-        return absent("No samples were saved yet, so there is nothing to show before and after.")
+        nothing = "No samples were saved yet, so there is nothing to show before and after."
+        return shown or absent(nothing)
     sets = run.samples
+    if shown and all(samples.kind == "other" for samples in sets.values()):
+        return shown
     figures = [_draws_figure(name, samples, sets) for name, samples in sets.items()]
     missing = [TITLES[name].lower() for name in ("prior", "posterior") if name not in sets]
     note = (
@@ -42,9 +46,31 @@ def samples_section(run: RunRecord) -> Html:
         if missing
         else raw("")
     )
-    return join(
-        tag("div", *figures, class_=f"side-by-side of-{len(figures)}"), note, _order_note(sets)
+    beside = tag("div", *figures, class_=f"side-by-side of-{len(figures)}")
+    return join(beside, note, _order_note(sets), shown)
+
+
+def _pictures(run: RunRecord) -> Html:
+    """The pictures that the recipe made."""
+    listed = (run.evaluation or {}).get("pictures")
+    entries = (
+        [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     )
+    figures = [_picture(run, each) for each in entries]
+    return tag("div", *figures, class_="pictures") if figures else raw("")
+
+
+def _picture(run: RunRecord, entry: Mapping[str, Any]) -> Html:
+    caption, path = str(entry.get("caption") or ""), run.folder / str(entry.get("file"))
+    kind = "full" if entry.get("width") == "full" else "half"
+    # A run folder comes from anywhere: a name must not lead out of it.
+    if path.resolve().parent != (run.folder / "pictures").resolve():
+        return tag("figure", absent("A picture lies outside the run folder."), class_=kind)
+    try:
+        shown = pictures.picture_file(path, caption)
+    except OSError:
+        shown = absent(f"{path.name} is missing.")
+    return tag("figure", shown, tag("figcaption", caption), class_=kind)
 
 
 def _texts(texts: list[Any]) -> Html:

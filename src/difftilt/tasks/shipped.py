@@ -4,6 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from difftilt.adapters.folders import without_loading_bars
 from difftilt.errors import CheckpointError, require
 
 FolderName = Literal[
@@ -59,8 +60,9 @@ def _loaded(architecture: str, folder: Path) -> Any:
     kind = getattr(transformers, architecture)
     _check_file(folder / "model.safetensors")
     try:
-        # Stored in half precision, which is slow on a CPU.
-        model = kind.from_pretrained(folder, local_files_only=True).float()
+        with without_loading_bars("transformers"):
+            # Stored in half precision, which is slow on a CPU.
+            model = kind.from_pretrained(folder, local_files_only=True).float()
     except (OSError, ValueError, RuntimeError) as error:
         raise _unusable(folder, error) from error
     return model.eval().requires_grad_(False)

@@ -56,9 +56,13 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: the disk is full or the folder not writable; the old file is intact.
     """
-    encoded = text.encode()
-    with _replacing(path, len(encoded)) as temporary:
-        _write(temporary, encoded)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step; raises as ``write_text``."""
+    with _replacing(path, len(content)) as temporary:
+        _write(temporary, content)
 
 
 def read_json(path: Path) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from difftilt.adapters.folders import without_loading_bars
 from difftilt.adapters.text import dream, llada
 from difftilt.adapters.text.bd3lm import bd3lm
 from difftilt.adapters.text.ddit_network import DDiTNetwork, Published
@@ -164,7 +165,8 @@ def _masked_lm(folder: Path, options: TextOptions) -> nn.Module:
     from transformers import AutoModelForMaskedLM
 
     try:
-        return AutoModelForMaskedLM.from_pretrained(str(folder), **precision(options.dtype))
+        with without_loading_bars("transformers"):
+            return AutoModelForMaskedLM.from_pretrained(str(folder), **precision(options.dtype))
     except Exception as error:  # transformers raises a dozen unrelated kinds
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(f"{folder} holds no masked language model: {reason}") from error

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from difftilt.adapters.folders import without_loading_bars
 from difftilt.adapters.text.files import config_of, folder_of
 from difftilt.adapters.text_rewards import ReadingReward, SentenceEmbedder
 from difftilt.errors import InputError, require
@@ -37,20 +38,13 @@ def load_embedder(source: str | Path, batch: int = 64) -> SentenceEmbedder:
     return SentenceEmbedder(*_loaded(source, "AutoModel", "encoder"), batch)
 
 
-def without_loading_bars() -> None:
-    """Leave out the bars that transformers shows while it reads a model."""
-    require("transformers", "text")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
 def _loaded(source: str | Path, kind: str, called: str) -> tuple[Any, Any]:
     transformers = require("transformers", "text")
     folder = folder_of(source)
     config_of(folder)
     try:
-        model = getattr(transformers, kind).from_pretrained(str(folder)).float()
+        with without_loading_bars("transformers"):
+            model = getattr(transformers, kind).from_pretrained(str(folder)).float()
         return model, transformers.AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # transformers raises a dozen unrelated kinds
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,12 +99,19 @@ def normalised(environment: str, returns: Float[Tensor, "..."]) -> Float[Tensor,
     return 100 * (returns - known.random) / (known.expert - known.random)
 
 
-def record_gif(
-    environment: str, policy: Policy, file: Path, *, seed: int = 0, steps: int = 300
-) -> None:
-    """Write one rendered episode, at most ``steps`` long, every other frame, as a GIF.
+def rendered_episode(
+    environment: str, policy: Policy, *, seed: int = 0, steps: int = 300, side: int = 240
+) -> bytes:
+    """One drawn episode, at most ``steps`` long, every other frame, as a GIF file's bytes.
 
     Without a screen MuJoCo draws through EGL, or through what ``MUJOCO_GL`` names.
+
+    Arguments:
+        environment: its id.
+        policy: acts in it.
+        seed: of the episode.
+        steps: most of them.
+        side: most pixels of a frame's longer side.
 
     Raises:
         InputError: no such environment.
@@ -113,8 +119,11 @@ def record_gif(
     """
     imageio = require("imageio", EXTRA)
     with _without_screen():
-        frames = _frames(environment, policy, seed, steps)
-    imageio.mimsave(file, frames[::2], duration=40, loop=0)
+        frames = _frames(environment, policy, seed, steps)[::2]
+    stride = max(1, -(-max(frames[0].shape[:2]) // side))
+    return imageio.mimwrite(
+        "<bytes>", [f[::stride, ::stride] for f in frames], "gif", duration=40, loop=0
+    )
 
 
 def _frames(environment: str, policy: Policy, seed: int, steps: int) -> list[Any]:
