@@ -33,6 +33,7 @@ from transformers import (
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WIDTH = 16
+CLASSES: Any = {3: "cat, tom", 7: "dog"}
 SIDE = 8  # latents; pictures have 16 × 16 pixels
 
 
@@ -68,9 +69,7 @@ def clip_model(projected: bool = False) -> Any:
 
 def t5_model(width: int = WIDTH) -> Any:
     """A text encoder of one layer."""
-    config = T5Config(
-        vocab_size=30, d_model=width, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=2
-    )
+    config = T5Config(vocab_size=30, d_model=width, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=2)
     return T5EncoderModel(config).eval()
 
 
@@ -243,7 +242,7 @@ def dit() -> DiTPipeline:
         out_channels=8,
         num_embeds_ada_norm=1000,
     ).eval()
-    return DiTPipeline(network, vae(), ddim(), id2label={3: "cat, tom", 7: "dog"})
+    return DiTPipeline(network, vae(), ddim(), id2label=CLASSES)
 
 
 BUILDERS: dict[str, Callable[[], Any]] = {

@@ -26,7 +26,6 @@ from torch import Tensor
 from difftilt import isolation_worker as worker
 from difftilt.adapters.text_to_image import TextToImageModel
 from difftilt.diagnostics.conditional import ConditionalCertificate
-from difftilt.errors import InputError
 from difftilt.forms import Form, LoRA
 from difftilt.objectives.base import Objective
 from difftilt.posteriors import Posterior, Prior, Sources, Target
@@ -36,6 +35,8 @@ from difftilt.sampling import Correction, Samples, corrected_sample, weighted_sa
 Pictures = Float[Tensor, "P n 3 height width"]
 
 ATTENTION = LoRA(rank=4)
+# Of vectors there is room for thousands of states; of pictures there is not.
+SMALL = {"batch": 16, "chunk": 16, "paths_per_condition": 8}
 
 
 @final
@@ -159,12 +160,13 @@ class TextToImage:
             form: default low-rank adapters of rank 4 on attention.
             out: a run folder to write; None keeps everything in memory.
             **training: fields of ``Training``; ``paths_per_condition`` paths of a batch share a
-                prompt.
+                prompt. Here a batch is 16 pictures, and as many states are in memory at once.
 
         Raises:
             InputError: unknown field, or one out of range.
             TrainingError: a loss became non-finite.
         """
+        training = SMALL | training
         fitted = self.target.fit(objective, form=form, out=out, sources=self.sources, **training)
         return TextToImagePosterior(self, fitted)
 

@@ -110,6 +110,10 @@ def lora(
     layers: dict[str, Any] = {name: chain.denoiser.get_submodule(name) for name in names}
     for layer in layers.values():
         layer.train(layer.get_base_layer().training)
+        for matrix in (layer.lora_A, layer.lora_B):
+            # Half precision would swallow the small updates of a fine-tuning.
+            weight = matrix[adapter].weight
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
     _switch_off(layers.values())
     return DenoiserKernel(
         AdaptedDenoiser(chain.denoiser.informed(), adapter, layers), chain.diffusion
@@ -119,7 +123,7 @@ def lora(
 def plain_copy(network: nn.Module, adapter: str | None = None) -> nn.Module:
     """A copy of a network without peft's layers; one adapter may be merged into its weights."""
     plain = copy.deepcopy(network)
-    for name, layer in _lora_layers(plain).items():
+    for name, layer in lora_layers(plain).items():
         if adapter is not None and adapter in layer.lora_A:
             # A head may share its weight with the embedding, which the adapter does not touch.
             base = layer.get_base_layer()
@@ -142,12 +146,34 @@ def _switched_on(layers: Any, adapter: str) -> Iterator[None]:
         _switch_off(layers)
 
 
+@contextmanager
+def as_switched(layers: Sequence[Any], states: Sequence[tuple[Any, bool]]) -> Iterator[None]:
+    """Inside, adapted layers are on or off as they were when ``switches`` read them."""
+    before = switches(layers)
+    try:
+        _switch(layers, states)
+        yield
+    finally:
+        _switch(layers, before)
+
+
+def switches(layers: Sequence[Any]) -> list[tuple[Any, bool]]:
+    """Which adapter of each layer is active, and whether the layer's adapters are off."""
+    return [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+
+
+def _switch(layers: Sequence[Any], states: Sequence[tuple[Any, bool]]) -> None:
+    for layer, (adapter, off) in zip(layers, states, strict=True):
+        layer._active_adapter, layer._disable_adapters = adapter, off
+
+
 def _switch_off(layers: Any) -> None:
     for layer in layers:
         layer._disable_adapters = True
 
 
-def _lora_layers(root: nn.Module) -> dict[str, Any]:
+def lora_layers(root: nn.Module) -> dict[str, Any]:
+    """peft's layers by their names in a module."""
     from peft.tuners.lora import LoraLayer
 
     return {name: m for name, m in root.named_modules() if isinstance(m, LoraLayer)}
@@ -155,12 +181,12 @@ def _lora_layers(root: nn.Module) -> dict[str, Any]:
 
 def _adapters_of(root: nn.Module) -> int:
     """How many adapters the network carries already."""
-    return len({adapter for layer in _lora_layers(root).values() for adapter in layer.lora_A})
+    return len({adapter for layer in lora_layers(root).values() for adapter in layer.lora_A})
 
 
 def _adaptable(root: nn.Module) -> list[str]:
     """Names of the Linear and Conv2d layers, adapted already or not."""
-    adapted = tuple(_lora_layers(root))
+    adapted = tuple(lora_layers(root))
     inside = tuple(f"{name}." for name in adapted)
     return [
         name

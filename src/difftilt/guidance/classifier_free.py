@@ -84,7 +84,9 @@ class ClassifierFreeGuidance(Denoiser):
         null = self.null.to(condition).expand(batch, *self.null.shape)
         both = torch.cat([null, condition.expand(batch, *condition.shape[1:])])
         twice = Level(*(_twice(part) for part in (level.time, level.alpha, level.sigma)))
-        unconditional, conditional = self.denoiser.given(both)(torch.cat([x_t, x_t]), twice).chunk(2)
+        unconditional, conditional = self.denoiser.given(both)(torch.cat([x_t, x_t]), twice).chunk(
+            2
+        )
         return unconditional, conditional
 
 

@@ -168,6 +168,10 @@ class Family(ABC):
         """What the pipeline hands to ``set_timesteps`` besides ``steps``."""
         return {}
 
+    def unsaved(self) -> dict[str, Any]:
+        """Settings of the pipeline that diffusers forgets when it saves one."""
+        return {}
+
     def unscaled(self, latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The latents that the decoder wants."""
         config = self.pipeline.vae.config

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.schedulers import diffusion_from_scheduler

@@ -85,6 +85,12 @@ class DiT(Family):
     def readers(self) -> Sequence[tuple[Any, int]]:
         return []
 
+    def unsaved(self) -> dict[str, Any]:
+        names: dict[int, list[str]] = {}
+        for name, label in self.pipeline.labels.items():
+            names.setdefault(label, []).append(name)
+        return {"id2label": {label: ", ".join(each) for label, each in names.items()}}
+
     def _label(self, prompt: str) -> int:
         classes = self.config.num_embeds_ada_norm
         label = self.pipeline.labels.get(prompt, prompt)
