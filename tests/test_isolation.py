@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difftilt.errors import RewardError
+from difftilt.errors import InputError, RewardError
 from difftilt.isolation import isolated
 from difftilt.rewards import as_reward, load_reward
 
@@ -274,3 +274,42 @@ def test_an_interrupted_batch_does_not_answer_for_the_next(folder):
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             log_reward(X)
         assert torch.equal(log_reward(X.abs()), X.abs().sum(1))
+
+
+PROMPTED = """
+def counts(images, prompts):
+    return [float(len(p)) + float(x.sum()) for x, p in zip(images, prompts)]
+
+def maker(power, offset=0.0):
+    def log_reward(x_0):
+        return x_0.sum(1) ** power + offset
+    log_reward.bound = 50.0
+    return log_reward
+
+def broken(power):
+    raise OSError("no weights here")
+"""
+
+
+@pytest.fixture
+def prompted(folder) -> Path:
+    (folder / "prompted.py").write_text(PROMPTED)
+    return folder
+
+
+def test_texts_go_over_as_a_condition(prompted):
+    prompts = ["a cat", "ein grüner Hase", "兎"]
+    with isolated("prompted.py:counts") as log_reward:
+        expected = X.sum(1).double() + torch.tensor([5.0, 15.0, 1.0])
+        assert torch.allclose(log_reward(X, prompts).double(), expected)
+
+
+def test_a_maker_is_told_its_options(prompted):
+    with isolated("prompted.py:maker", options={"power": 2, "offset": 1.0}) as log_reward:
+        assert torch.allclose(log_reward(X), X.sum(1) ** 2 + 1)
+        assert log_reward.bound == 50.0
+
+
+def test_a_maker_that_raises_is_one_sentence(prompted):
+    with pytest.raises(InputError, match=r"cannot be made: .*broken raised OSError: no weights"):
+        isolated("prompted.py:broken", options={"power": 2})

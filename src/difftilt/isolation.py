@@ -12,6 +12,7 @@ is started again and gets the same batch again, up to ``restarts`` times per bat
 an answer: it becomes a ``RewardError`` at once and its process lives on.
 """
 
+import json
 import math
 import os
 import signal
@@ -19,12 +20,12 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from difftilt import isolation_worker as worker
 from difftilt.errors import InputError, RewardError
-from difftilt.reward_contract import CheckedReward
+from difftilt.reward_contract import CheckedReward, Condition
 
 GRACE_SECONDS = 1.0  # for a process to leave by itself once its input is closed
 
@@ -41,10 +42,15 @@ Message = tuple[dict, list[np.ndarray]]
 
 
 def isolated(
-    spec: str, *, python: str | Path | None = None, timeout: float = 60.0, restarts: int = 2
+    spec: str,
+    *,
+    python: str | Path | None = None,
+    timeout: float = 60.0,
+    restarts: int = 2,
+    options: Mapping[str, Any] | None = None,
 ) -> "IsolatedReward":
     """The reward that ``spec`` names, in a process of its own; see ``IsolatedReward``."""
-    return IsolatedReward(spec, python=python, timeout=timeout, restarts=restarts)
+    return IsolatedReward(spec, python=python, timeout=timeout, restarts=restarts, options=options)
 
 
 @final
@@ -58,6 +64,8 @@ class IsolatedReward:
         timeout: seconds for one batch, above 0.
         restarts: how often one batch may cost the process before it is an error, 0 or more.
         start_timeout: seconds for starting, which includes what the reward loads on import.
+        options: given, ``spec`` names a function that makes the reward of these keyword arguments
+            (JSON values) there, and each child is started with them.
 
     Raises:
         InputError: an argument is out of range, there is no such interpreter, or the reward cannot
@@ -72,6 +80,7 @@ class IsolatedReward:
         timeout: float = 60.0,
         restarts: int = 2,
         start_timeout: float = 300.0,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         for name, seconds in (("timeout", timeout), ("start_timeout", start_timeout)):
             if not 0.0 < seconds < math.inf:
@@ -80,7 +89,7 @@ class IsolatedReward:
             raise InputError(f"restarts is {restarts}; give a whole number, 0 or more")
         self.name = spec
         self._process = _Restarted(
-            _Launch(spec, str(python or sys.executable), os.getcwd(), start_timeout),
+            _Launch(spec, str(python or sys.executable), os.getcwd(), start_timeout, options),
             timeout,
             restarts,
         )
@@ -92,7 +101,7 @@ class IsolatedReward:
         return self._reward.bound
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         """log r of each sample, detached, on the device of x_0.
 
@@ -136,13 +145,13 @@ class _Restarted:
                 f"{launch.python}; {lost.remedy}"
             ) from None
 
-    def score(self, x_0: Tensor, condition: Tensor | None = None) -> Tensor:
+    def score(self, x_0: Tensor, condition: Condition | None = None) -> Tensor:
         name, shape = self._launch.spec, tuple(x_0.shape)
         with self._lock:
             if self._is_closed:
                 raise RewardError(f"reward {name!r} is closed; make another with isolated(...)")
             try:
-                reply, arrays = self._ask([_to_numpy(x_0), *_given(condition)])
+                reply, arrays = self._ask(_question(x_0, condition))
             except _Lost as lost:
                 attempts = f"(attempt {self._attempts} of {self._attempts})"
                 text = f"{lost.what} {attempts} on a batch of shape {shape}; {lost.remedy}"
@@ -156,12 +165,12 @@ class _Restarted:
             raise RewardError(f"reward {name!r} {reply['unusable']}")
         return torch.from_numpy(arrays[0])
 
-    def _ask(self, arrays: list[np.ndarray]) -> Message:
+    def _ask(self, question: Message) -> Message:
         for attempt in range(1, self._attempts + 1):
             try:
                 # Only a child that has answered is used again: another may answer late.
                 child, self._child = self._child or self._launch.start()[0], None
-                reply = child.exchange(arrays, self._timeout)
+                reply = child.exchange(question, self._timeout)
                 self._child = child
                 return reply
             except _Lost:
@@ -186,11 +195,16 @@ class _Launch:
     python: str
     folder: str
     timeout: float
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def _words(self) -> list[str]:
+        return [] if self.options is None else [json.dumps(dict(self.options))]
 
     def start(self) -> tuple["_Child", float | None]:
         """A child that has loaded the reward, and the bound that the reward declares."""
         try:
-            child = _Child([self.python, worker.__file__, self.spec], self.folder)
+            child = _Child([self.python, worker.__file__, self.spec, *self._words], self.folder)
         except OSError as error:
             raise InputError(
                 f"python={self.python!r} cannot be started ({error.strerror}: {error.filename}); "
@@ -230,10 +244,10 @@ class _Child:
     def exit_code(self) -> int | None:
         return self._process.returncode
 
-    def exchange(self, arrays: list[np.ndarray] | None, timeout: float) -> Message:
-        """Send arrays, if any, and wait for the next message; without one the child is ended."""
+    def exchange(self, question: Message | None, timeout: float) -> Message:
+        """Ask, if there is a question, and wait for a message; without one the child is ended."""
         answer: Future[Message] = Future()
-        talk = threading.Thread(target=_talk, args=(self._process, arrays, answer), daemon=True)
+        talk = threading.Thread(target=_talk, args=(self._process, question, answer), daemon=True)
         talk.start()
         try:
             return answer.result(timeout)
@@ -257,11 +271,11 @@ class _Child:
         return f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
 
 
-def _talk(process: subprocess.Popen, arrays: list[np.ndarray] | None, answer: Future) -> None:
+def _talk(process: subprocess.Popen, question: Message | None, answer: Future) -> None:
     assert process.stdin is not None and process.stdout is not None
     try:
-        if arrays is not None:
-            worker.write_message(process.stdin, {}, arrays)
+        if question is not None:
+            worker.write_message(process.stdin, *question)
         answer.set_result(worker.read_message(process.stdout))
     except BaseException as error:
         answer.set_exception(error)
@@ -289,5 +303,10 @@ def _to_numpy(x: Tensor) -> np.ndarray:
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def _given(condition: Tensor | None) -> list[np.ndarray]:
-    return [] if condition is None else [_to_numpy(condition)]
+def _question(x_0: Tensor, condition: Condition | None) -> Message:
+    """Samples and a condition of numbers as arrays; a condition of texts in the header."""
+    if condition is None:
+        return {}, [_to_numpy(x_0)]
+    if isinstance(condition, Tensor):
+        return {}, [_to_numpy(x_0), _to_numpy(condition)]
+    return {"texts": list(condition)}, [_to_numpy(x_0)]

@@ -1,12 +1,14 @@
 """What a reward is, in the standard library and numpy; and the script that scores in a process.
 
-``python isolation_worker.py SPEC`` loads the reward and answers batches on its standard input until
-that closes. It is started by path, so difftilt and torch need not be installed in the interpreter
-that runs it (Python 3.9 or later). ``difftilt.rewards`` uses the same functions in its own process,
-so that a reward is loaded, called and judged by the same rules, in the same words, on both sides.
+``python isolation_worker.py SPEC [OPTIONS]`` loads the reward and answers batches on its standard
+input until that closes. It is started by path, so difftilt and torch need not be installed in the
+interpreter that runs it (Python 3.9 or later). ``difftilt.rewards`` uses the same functions in its
+own process, so that a reward is loaded, called and judged by the same rules, in the same words, on
+both sides.
 
 A message is ``length of the header (4 bytes) | header (JSON) | the bytes of each array``, all
-little-endian; ``header["arrays"]`` lists (dtype, shape) of each array. Nothing is ever unpickled.
+little-endian; ``header["arrays"]`` lists (dtype, shape) of each array, ``header["texts"]`` is a
+condition of texts. Nothing is ever unpickled.
 """
 
 import os
@@ -231,10 +233,23 @@ def _read(stream: Any, size: int) -> bytearray:
     return buffer
 
 
-def serve(spec: str, requests: Any, replies: Any) -> None:
-    """Load the reward, say hello, then answer one batch after the other."""
+def made(spec: str, options: str) -> Callable:
+    """The reward that the function of this name makes of keyword arguments, given as JSON.
+
+    Raises:
+        Unusable: it cannot be found, or it raised.
+    """
+    maker = load(spec)
     try:
-        log_reward = load(spec)
+        return maker(**json.loads(options))
+    except Exception as error:
+        raise Unusable(f"cannot be made: {spec} raised {quoted(error)}") from error
+
+
+def serve(spec: str, requests: Any, replies: Any, options: Any = None) -> None:
+    """Load (or make) the reward, say hello, then answer one batch after the other."""
+    try:
+        log_reward = load(spec) if options is None else made(spec, options)
         use = condition_use(log_reward)
     except Unusable as error:
         return write_message(replies, {"unusable": str(error)})
@@ -243,10 +258,10 @@ def serve(spec: str, requests: Any, replies: Any) -> None:
     write_message(replies, {"bound": bound if isinstance(bound, (int, float)) else None})
     while True:
         try:
-            _, arrays = read_message(requests)
+            header, arrays = read_message(requests)
         except EOFError:
             return None
-        write_message(replies, *_answer(log_reward, use, torch, arrays))
+        write_message(replies, *_answer(log_reward, use, torch, arrays, header.get("texts")))
 
 
 def _torch() -> Any:
@@ -258,10 +273,11 @@ def _torch() -> Any:
     return torch
 
 
-def _answer(log_reward: Callable, use: str, torch: Any, arrays: list) -> tuple[dict, list]:
-    x_0, *condition = [torch.from_numpy(a) if torch else a for a in arrays]
+def _answer(log_reward: Callable, use: str, torch: Any, arrays: list, texts: Any) -> tuple:
+    x_0, *given = [torch.from_numpy(a) if torch else a for a in arrays]
+    condition = given[0] if given else texts
     try:
-        value = call(log_reward, use, x_0, condition[0] if condition else None)
+        value = call(log_reward, use, x_0, condition)
         if torch and isinstance(value, torch.Tensor):
             value = value.detach().cpu()
             value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
@@ -281,7 +297,7 @@ def main() -> None:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     try:
-        serve(sys.argv[1], requests, replies)
+        serve(sys.argv[1], requests, replies, *sys.argv[2:])
     except BrokenPipeError:
         os._exit(0)  # nobody is left to talk to
 

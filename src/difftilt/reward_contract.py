@@ -4,7 +4,8 @@ A reward is any Python callable
 
     log_reward(x_0) -> log r        or        log_reward(x_0, condition) -> log r
 
-with ``x_0`` of shape (B, *event) and one number per sample, in nats, shape (B,). ``-inf`` means
+with ``x_0`` of shape (B, *event) and one number per sample, in nats, shape (B,). The condition is a
+tensor (B, ...) or, for rewards of pictures, a list of B prompts. ``-inf`` means
 ``r = 0`` and is legal, even for a whole batch (a rare event); ``+inf`` and NaN are not. Whatever
 else comes back, or is raised, becomes a ``RewardError`` of one sentence that names the reward, the
 sample and the remedy. ``difftilt.rewards`` shows all of this to users.
@@ -14,7 +15,7 @@ import functools
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -27,6 +28,7 @@ from difftilt import isolation_worker as worker
 from difftilt.errors import DifftiltError, InputError, RewardError
 
 LogReward = Callable[..., Any]
+Condition = Tensor | Sequence[str]
 
 
 @final
@@ -86,13 +88,13 @@ class CheckedReward:
         self.calls = 0
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         """log r of each sample, detached, in float32 or wider, on the device of x_0.
 
         Arguments:
             x_0: samples, (B, *event), B >= 1.
-            condition: (B, ...) or None; dropped if the reward does not take one.
+            condition: (B, ...), B texts, or None; dropped if the reward does not take one.
 
         Raises:
             RewardError: the reward raised, or returned NaN, +inf, a value above its bound, another
@@ -102,7 +104,7 @@ class CheckedReward:
             return self.differentiable(x_0, condition).clone()
 
     def differentiable(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         """The same with its graph, where gradients are enabled and the reward has one."""
         return self._checked(self._returned(x_0, condition), x_0)
@@ -110,7 +112,7 @@ class CheckedReward:
     def probe(
         self,
         x_0: Shaped[Tensor, "B ..."],
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         require_signal: bool = True,
     ) -> RewardProbe:
@@ -140,13 +142,13 @@ class CheckedReward:
         )
 
     @torch.no_grad()
-    def _timed(self, x_0: Tensor, condition: Tensor | None) -> tuple[Tensor, Any, float]:
+    def _timed(self, x_0: Tensor, condition: Condition | None) -> tuple[Tensor, Any, float]:
         start = time.perf_counter()
         returned = self._returned(x_0, condition)
         log_r = self._checked(returned, x_0).clone()
         return log_r, returned, time.perf_counter() - start
 
-    def _returned(self, x_0: Tensor, condition: Tensor | None) -> Any:
+    def _returned(self, x_0: Tensor, condition: Condition | None) -> Any:
         if x_0.ndim == 0 or len(x_0) == 0:
             raise InputError(f"x_0 has shape {tuple(x_0.shape)}; give (B, *event) with B >= 1")
         with _naming(self.name, f" on a batch of shape {tuple(x_0.shape)}"):

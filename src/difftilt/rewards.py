@@ -5,6 +5,7 @@ A reward is any Python callable
     log_reward(x_0) -> log r        or        log_reward(x_0, condition) -> log r
 
 with ``x_0`` of shape (B, *event) and one number per sample, shape (B,); ``-inf`` where ``r = 0``.
+The condition is a tensor (B, ...) or, for rewards of pictures, a list of B prompts.
 The target is ``p(x) r(x)^beta``. A reward need not be differentiable, fast or importable here:
 ``load_reward`` finds one by its name and ``difftilt.isolation`` runs one in another interpreter.
 
@@ -27,6 +28,7 @@ from difftilt import isolation_worker as worker
 from difftilt.errors import InputError, RewardError
 from difftilt.reward_contract import (
     CheckedReward,
+    Condition,
     LogReward,
     RewardProbe,
     as_reward,
@@ -80,7 +82,7 @@ class Bounded:
         self.name = self._log_reward.name
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         return self._log_reward.differentiable(x_0, condition)
 
@@ -101,7 +103,7 @@ class Tempered:
         self.bound = None if inner is None else inner / self.temperature
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         return self._log_reward.differentiable(x_0, condition) / self.temperature
 
@@ -128,7 +130,7 @@ class Floored:
         self.bound = None if inner is None else max(inner, self.floor)
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         return self._log_reward.differentiable(x_0, condition).clamp(min=self.floor)
 
@@ -161,7 +163,7 @@ class Summed:
         self.bound = sum(bounds) if len(bounds) == len(self._terms) else None
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         terms = [w * r.differentiable(x_0, condition) for r, w in self._terms]
         return torch.stack(terms).sum(0)
@@ -194,7 +196,7 @@ class ClassifierReward:
         self.bound: float | None = 0.0
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         logits = self._logits(x_0)
         log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
@@ -216,8 +218,8 @@ class ClassifierReward:
             "it must return logits of shape (B, number of classes)"
         )
 
-    def _labels(self, condition: Tensor | None, log_p: Tensor) -> Tensor:
-        if condition is None:
+    def _labels(self, condition: Condition | None, log_p: Tensor) -> Tensor:
+        if not isinstance(condition, Tensor):
             raise InputError("the classifier reward has neither classes nor a condition; give one")
         whole = not condition.is_floating_point() and condition.dtype != torch.bool
         if not whole or condition.shape != log_p.shape[:1]:
@@ -262,7 +264,7 @@ class GaussianLikelihood:
         self.bound = -observation.numel() * log_scale
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None
+        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         predicted = self.forward_operator(x_0)
         wanted = (len(x_0), *self.observation.shape)

@@ -116,6 +116,8 @@ def test_metrics_come_back_and_nan_is_null(run: RunFolder):
         "log_r",
         "beta",
         "gradient_norm",
+        "kl",
+        "diversity",
         "seconds",
     ]
 

@@ -5,6 +5,7 @@ from difftilt.benches.control import bandits, control
 from difftilt.benches.exact import controls, exact, labels
 from difftilt.benches.images import images
 from difftilt.benches.text import infill
+from difftilt.benches.text_to_image import text_to_image
 
 TABLES = {
     "exact": Table(exact, "every method on problems with a known answer"),
@@ -14,4 +15,5 @@ TABLES = {
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "infill": Table(infill, "the text table: the missing sentence of held-out stories"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),
+    "text_to_image": Table(text_to_image, "the text-to-image table: prompts that a prior never saw"),
 }

@@ -145,7 +145,10 @@ def evaluation_section(run: RunRecord) -> Html:
     rows = _evaluation_rows(run.evaluation)
     if run.evaluation is None or not rows:
         return absent("No evaluation was saved with this run.")
-    names = ("prior", "prompted", "posterior", "corrected", "truth", "note")
+    known = ("prior", "prompted", "posterior", "corrected")
+    last = ("truth", "note")
+    others = dict.fromkeys(k for row in rows for k in row if k not in ("name", *known, *last))
+    names = (*known, *others, *last)
     used = [name for name in names if any(row.get(name) not in (None, "") for row in rows)]
     columns = [Column("name", "metric"), *(Column(name) for name in used)]
     notes = run.evaluation.get("notes")

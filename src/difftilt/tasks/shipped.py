@@ -1,4 +1,4 @@
-"""The language models that difftilt ships, as transformers folders."""
+"""The models that difftilt ships as folders of transformers or diffusers."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,7 +7,15 @@ from typing import Any, Literal
 from difftilt.adapters.folders import without_loading_bars
 from difftilt.errors import CheckpointError, require
 
-FolderName = Literal["story_prior", "text_prior", "text_reader", "text_heldout", "control"]
+FolderName = Literal[
+    "story_prior",
+    "text_prior",
+    "text_reader",
+    "text_heldout",
+    "control",
+    "text_to_image_prior",
+    "picture_reward",
+]
 
 
 def shipped_folder(name: FolderName) -> Path:

@@ -1,0 +1,134 @@
+"""The text-to-image table: methods beside rejection truth on prompts that the prior never saw.
+
+Truth is rejection: pictures of the prior, of each prompt, kept with probability ``r^β``. All figures
+are of one prompt at a time, averaged (``tasks.picture_figures``).
+"""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from difftilt.chains import Chain
+from difftilt.diagnostics.evidence import effective_sample_size
+from difftilt.errors import InputError
+from difftilt.recipes.cells import Cell, Cells, cells_of
+from difftilt.recipes.picture_methods import picture_methods, picture_setting
+from difftilt.recipes.picture_task import Judging, default_prompts, picture_task
+from difftilt.sampling import Samples
+from difftilt.tasks.picture_figures import PromptPictures, picture_figures
+
+STEPS = 20
+GUIDANCE = 1.5
+BETA = 1.0
+TRUTH_DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class PictureBench:
+    """What the text-to-image table runs.
+
+    Arguments:
+        methods: by name.
+        seeds: of the trainings.
+        calls: network calls of each training.
+        samples: pictures drawn of each prompt.
+        prompts: how many of the held-out prompts.
+        truth_draws: pictures of the prior, of all prompts together, that make the truth.
+
+    Raises:
+        InputError: an unknown method, or fewer than two pictures.
+    """
+
+    methods: list[str]
+    seeds: list[int]
+    calls: int
+    samples: int = 64
+    prompts: int = 8
+    truth_draws: int = TRUTH_DRAWS
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in picture_methods():
+                known = ", ".join(picture_methods())
+                raise InputError(f"unknown method {name!r}; choose one of {known}")
+        if self.samples < 2 or self.prompts < 1:
+            raise InputError(
+                f"the table needs at least 2 samples of at least 1 prompt, got "
+                f"samples={self.samples}, prompts={self.prompts}"
+            )
+
+    def cells(self) -> Cells:
+        """One per method and seed."""
+        names = cells_of(problem=["held_out_prompts"], method=self.methods, seed=self.seeds)
+        settings = {
+            "calls": self.calls,
+            "samples": self.samples,
+            "prompts": self.prompts,
+            "truth_draws": self.truth_draws,
+        }
+        return Cells(names, settings, self._rows_of)
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        """A row made in a process of its own, which is what its peak memory is measured of."""
+        truth = picture_truth(self.prompts, self.truth_draws)
+        run = PictureRun(cell["method"], cell["seed"], self.calls, self.samples, self.prompts)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return [{**cell, **pool.apply(picture_row, (run, truth))}]
+
+
+@dataclass(frozen=True)
+class PictureRun:
+    """One cell of the table; as of ``PictureBench``."""
+
+    method: str
+    seed: int
+    calls: int
+    samples: int
+    prompts: int
+
+
+def bench_judging(prompts: int) -> Judging:
+    """The table's task and its judge."""
+    return Judging(picture_task(default_prompts(prompts), STEPS, GUIDANCE, BETA))
+
+
+@cache
+def picture_truth(prompts: int, draws: int = TRUTH_DRAWS) -> tuple[PromptPictures, ...]:
+    """Accepted pictures of the prior of each prompt; the same for every method and seed."""
+    judging = bench_judging(prompts)
+    chain = judging.task.target.prior.chain
+    prior = judging.judged(judging.drawn(chain, draws // prompts, seed=90_001))
+    return tuple(judging.truth(prior, seed=90_002))
+
+
+def picture_row(run: PictureRun, truth: Sequence[PromptPictures]) -> dict[str, Any]:
+    """Make one sampler, draw of every prompt, and measure."""
+    judging = bench_judging(run.prompts)
+    draws = run.samples * run.prompts
+    start = time.perf_counter()
+    setting = picture_setting(judging.task, run.calls, draws, run.seed)
+    sampler = picture_methods()[run.method](setting)
+    trained, spent = time.perf_counter() - start, judging.task.target.prior.chain.calls.total
+    drawn = judging.drawn(sampler, run.samples, run.seed + 1)
+    seconds = time.perf_counter() - start
+    figures = picture_figures(judging.judged(drawn), truth)
+    full = picture_figures(truth)["diversity"]
+    return {
+        **figures,
+        "diversity": figures["diversity"] / full,
+        "ess": mean_ess(drawn) if isinstance(sampler, Chain) else None,
+        "network_calls": spent,
+        "training_seconds": trained,
+        "seconds": seconds,
+    }
+
+
+def mean_ess(drawn: Sequence[Samples]) -> float | None:
+    """Effective sample size as a share of the draws, averaged over prompts."""
+    found = [effective_sample_size(s.log_w) for s in drawn if s.log_w is not None]
+    return float(torch.tensor(found).mean()) if found else None

@@ -1,0 +1,123 @@
+"""The methods of the text-to-image table, on the shipped prior.
+
+Every trained method gets the same low-rank adapters, prompts and number of network calls; methods
+without training spend the calls on particles when they draw. None reads a truth.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from difftilt.chains import Chain
+from difftilt.forms import LoRA
+from difftilt.objectives.base import Objective
+from difftilt.objectives.negative_aware import NegativeAware
+from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
+from difftilt.objectives.policy import DDPO, DPOK
+from difftilt.recipes.makers import (
+    Change,
+    Maker,
+    Setting,
+    on_own_paths,
+    populated,
+    prior_alone,
+    trained,
+)
+from difftilt.smc.methods import BestOfN, FKSteering, ImportanceResampling
+from difftilt.text_to_image import TextToImage
+from difftilt.training.plan import (
+    RTB,
+    BehaviourWeights,
+    Optimisation,
+    Replaying,
+    Training,
+    suited,
+)
+
+FORM = LoRA(rank=16, targets="all")
+POLICY_RATE = 3e-4
+NETWORK_CALLS = 60_000
+DEFAULTS = ("rtb", "ddpo", "ddpo_kl", "dpok", "align_prop", "best_of_n", "prior")
+
+
+def picture_plan(network_calls: int | None = None, seed: int = 0) -> Training:
+    """The training that is recommended for RTB on the shipped prior.
+
+    Arguments:
+        network_calls: stop after this many states seen by a network; None: after 150 updates.
+        seed: of the training.
+    """
+    return Training(
+        steps=150,
+        network_calls=network_calls,
+        batch=32,
+        paths_per_condition=8,
+        warm_start=0.5,
+        warm_start_loss="denoising",
+        anchor=0.01,
+        chunk=64,
+        subset=5,
+        warm_start_subset=5,
+        seed=seed,
+        objective=RTB(residual_clip=10.0),
+        optimisation=Optimisation(learning_rate=2e-3, balance_scale=0.3, decay_from=0.5, ema=0.97),
+        behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
+        replaying=Replaying(pool_capacity=1024, pool_fresh=16, pool_effective=0.02),
+    )
+
+
+def picture_setting(task: TextToImage, calls: int, draws: int, seed: int) -> Setting:
+    """What the table gives every method on a task.
+
+    Arguments:
+        task: prompts, prior and reward.
+        calls: network calls of a training, or of a population for all draws.
+        draws: pictures that will be drawn, of all prompts together.
+        seed: of the training.
+    """
+    plan = picture_plan(calls, seed)
+    return Setting(task.target, FORM, plan, calls, draws, sources=task.sources)
+
+
+def on_policy(objective: Objective, learning_rate: float = POLICY_RATE) -> Change:
+    """The posterior's own paths, every step of them, and no warm start."""
+
+    def change(plan: Training) -> Training:
+        optimisation = replace(plan.optimisation, learning_rate=learning_rate, balance_scale=1.0)
+        own = replace(on_own_paths(plan), anchor=0.0, subset=None)
+        return replace(own, optimisation=optimisation, objective=objective)
+
+    return change
+
+
+def negative_aware(plan: Training) -> Training:
+    """Noised ends of the prior, as of the published loss in its first round."""
+    objective = NegativeAware()
+    optimisation = replace(plan.optimisation, balance_scale=1.0)
+    own = replace(plan, **{"warm_start": 0.0, **suited(objective)}, anchor=0.0)
+    return replace(own, optimisation=optimisation, objective=objective)
+
+
+def trained_picture_methods() -> dict[str, Callable[[Setting], Chain]]:
+    """Those that are trained, by name."""
+    return {
+        "rtb": trained(),
+        "reward_weighted": trained(lambda plan: replace(plan, warm_start=1.0)),
+        "ddpo": trained(on_policy(DDPO(0.2, updates=2))),
+        "ddpo_kl": trained(on_policy(DDPO(0.2, kl=True, updates=2))),
+        "dpok": trained(on_policy(DPOK())),
+        "kl_control": trained(on_policy(KLControl())),
+        "align_prop": trained(on_policy(AlignProp())),
+        "draft": trained(on_policy(DRaFT(1))),
+        "adjoint_matching": trained(on_policy(AdjointMatching())),
+        "negative_aware": trained(negative_aware),
+    }
+
+
+def picture_methods() -> dict[str, Maker]:
+    """The table's methods by name."""
+    return trained_picture_methods() | {
+        "best_of_n": populated(lambda k, target: BestOfN(k)),
+        "fk_steering": populated(lambda k, target: FKSteering(k, every=4)),
+        "importance_resampling": populated(lambda k, target: ImportanceResampling(k)),
+        "prior": prior_alone,
+    }

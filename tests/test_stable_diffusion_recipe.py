@@ -1,0 +1,119 @@
+"""The paper's text-to-image recipe at smoke size, on a tiny Stable Diffusion saved to disk."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_pipelines
+from difftilt.adapters.image_rewards import JpegSize
+from difftilt.errors import InputError
+from difftilt.objectives.balance import RTB
+from difftilt.recipes import run as runs
+from difftilt.recipes.base import from_config, to_config
+from difftilt.recipes.catalogue import RECIPES
+from difftilt.recipes.stable_diffusion import StableDiffusion, paper_training
+from difftilt.report.page import write_report
+
+PROMPTS = ("a green rabbit", "a red car")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    torch.manual_seed(6)
+    place = tmp_path_factory.mktemp("pipelines") / "sd"
+    tiny_pipelines.stable_diffusion().save_pretrained(place)
+    return place
+
+
+def small(folder: Path, **fields) -> StableDiffusion:
+    plan = replace(paper_training(), steps=2, batch=6, subset=2)
+    plain = {"reward": ("0.5*jpeg",), "steps": 4, "samples": 4, "certificate_paths": 16}
+    return StableDiffusion(prior=str(folder), **{"training": plan, **plain, **fields})
+
+
+def test_the_defaults_are_the_papers():
+    recipe = StableDiffusion()
+    plan = recipe.training
+    assert (recipe.steps, recipe.eta, recipe.guidance_scale, recipe.beta) == (50, 1.0, 7.5, 1.0)
+    assert (recipe.form.kind, recipe.form.rank, recipe.form.targets) == ("lora", 4, "attention")
+    assert (plan.optimisation.learning_rate, plan.optimisation.gradient_clip) == (1e-5, 0.1)
+    assert (plan.batch, plan.subset, plan.objective) == (12, 8, RTB("learned"))
+    assert plan.behaviour.on_policy / 12 == pytest.approx(2 / 12) and plan.behaviour.replay == 10
+    assert RECIPES["sd"] is StableDiffusion and recipe._prompts() == ["A green colored rabbit."]
+    config = json.loads(json.dumps(to_config(recipe)))
+    assert from_config(StableDiffusion, config) == recipe
+
+
+def test_one_prompt_or_a_file_of_them(folder, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# animals\na green rabbit\n\n  a red car  \n")
+    many = small(folder, prompts=str(file)).job()
+    assert many.names == PROMPTS and many.sources.labels > 1
+    assert many.training.paths_per_condition == 4
+    one = small(folder, prompt=("a rabbit",)).job()
+    assert one.names == ("a rabbit",)
+    assert one.training.paths_per_condition == one.training.batch
+    # log Z has a number for each prompt, and another prompt's does not move.
+    state = many.target.state(many.posterior, many.training, many.sources)
+    rows = torch.as_tensor(many.contexts)
+    (state.log_z(1, rows[:1]).sum()).backward()
+    assert int((state.log_z.value.grad != 0).sum()) == 1
+
+
+def test_the_reward_sees_pictures_of_its_own_prompt(folder, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "def log_reward(images, prompts):\n"
+        "    assert images.shape[1:] == (3, 16, 16) and 0 <= images.min() and images.max() <= 1\n"
+        "    return [float(len(p)) for p in prompts]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    job = small(folder, reward=("own.py:log_reward", "jpeg"), prompt=PROMPTS).job()
+    drawn = job.draw(job.posterior, 4, seed=0)
+    lengths = torch.tensor([float(len(p)) for p in PROMPTS * 2])
+    wanted = lengths + JpegSize()(job.target.prior.decoded(drawn.x_0))
+    assert torch.allclose(drawn.log_r.float(), wanted.float(), atol=1e-4)
+
+
+def test_a_run_from_prompts_to_report(folder, tmp_path):
+    said = []
+    recipe = small(folder, prompt=PROMPTS)
+    assert runs.run("sd", recipe, tmp_path / "run", talk=said.append)
+    page = write_report(tmp_path / "run").read_text()
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    names = [row["name"] for row in evaluation["rows"]]
+    assert names[:2] == ["mean log r", "diversity"]
+    assert "log Z of 'a green rabbit'" in names and "log Z of 'a red car'" in names
+    means = [row["prior"] for row in evaluation["rows"] if row["name"].startswith("log r of")]
+    assert evaluation["rows"][0]["prior"] == pytest.approx(sum(means) / 2, rel=1e-5)
+    assert (tmp_path / "run" / "pictures" / "01.png").stat().st_size > 1000
+    assert "Pictures of the prompts" in page and "a green rabbit" in page
+    first = runs.RunFolder(tmp_path / "run").metrics()[0]
+    assert first["kl"] == 0.0 and said[0].startswith("reward on 32 prior samples")
+    # The run comes back with the trained adapters.
+    again, job = runs.load_run(tmp_path / "run")
+    assert again == recipe
+    moved = [p for n, p in job.posterior.chain.kernel.named_parameters() if "lora_B" in n]
+    assert moved and all(bool((p != 0).any()) for p in moved)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"reward": ()}, "sd needs --reward, such as imagereward:FOLDER"),
+        ({"prompt": ("a",), "prompts": "file"}, "takes --prompt or --prompts, not both"),
+        ({"prompts": "/no/such/file"}, "there is no file /no/such/file of prompts"),
+        ({"prior": "/no/such/folder"}, "no pipeline folder at /no/such/folder"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_loaded(folder, fields: dict, sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        replace(small(folder), **fields).job()
+
+
+def test_a_file_without_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n# nothing\n")
+    with pytest.raises(InputError, match="holds no prompt; write one a line"):
+        small(folder, prompts=str(tmp_path / "prompts.txt")).job()

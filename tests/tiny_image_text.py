@@ -1,0 +1,116 @@
+"""Tiny random networks of the very classes that score pictures, saved as their users find them."""
+
+import json
+from pathlib import Path
+
+import torch
+
+WORDS = ("green", "rabbit", "red", "car", "a", "photo", "of", "does", "this", "picture", "show")
+
+
+def clip_tokenizer(folder: Path, length: int = 16):
+    """A CLIPTokenizer that knows letters and a few whole words."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(97, 123)] + list("0123456789.,?!")
+    pieces = letters + [f"{letter}</w>" for letter in letters]
+    merges, vocabulary = [], dict.fromkeys(pieces)
+    for word in WORDS:
+        present = [*word[:-1], f"{word[-1]}</w>"]
+        while len(present) > 1:
+            merges.append((present[0], present[1]))
+            present = ["".join(present[:2]), *present[2:]]
+            vocabulary[present[0]] = None
+    names = [*vocabulary, "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in dict.fromkeys(merges))]
+    (folder / "merges.txt").write_text("\n".join(lines))
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length
+    )
+
+
+def clip_folder(folder: Path, kind: str = "clip") -> Path:
+    """A CLIPModel or SiglipModel with tokenizer and image processor."""
+    import transformers as t
+
+    tokenizer = clip_tokenizer(folder)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 2}
+    text = size | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"pad_token_id": tokenizer.pad_token_id}
+    vision = size | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(3)
+    if kind == "clip":
+        network = t.CLIPModel(
+            t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+        )
+        processor = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    else:
+        text["projection_size"] = 16
+        network = t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=vision))
+        processor = t.SiglipImageProcessor(size={"height": 32, "width": 32})
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def classifier_folder(folder: Path) -> Path:
+    """A ViTForImageClassification of three classes."""
+    import transformers as t
+
+    torch.manual_seed(4)
+    names = {0: "cat", 1: "dog", 2: "rabbit"}
+    config = t.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+        id2label=names,
+        label2id={v: k for k, v in names.items()},
+    )
+    t.ViTForImageClassification(config).save_pretrained(folder)
+    t.ViTImageProcessor(size={"height": 16, "width": 16}, resample=2).save_pretrained(folder)
+    return folder
+
+
+def answering_folder(folder: Path) -> Path:
+    """A ViltForQuestionAnswering that says no, yes or two."""
+    import transformers as t
+
+    torch.manual_seed(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS, "?"]))
+    tokenizer = t.BertTokenizer(str(folder / "vocab.txt"))
+    names = {0: "no", 1: "yes", 2: "two"}
+    config = t.ViltConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=24,
+        image_size=16,
+        patch_size=8,
+        id2label=names,
+        label2id={v: k for k, v in names.items()},
+    )
+    t.ViltForQuestionAnswering(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # ViLT's own processor pads with masks; a square resize of the ViT kind has no need of them.
+    t.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def pictures(count: int = 5, height: int = 40, width: int = 52) -> torch.Tensor:
+    """Smooth colour pictures with 8-bit values, in [0, 1]."""
+    generator = torch.Generator().manual_seed(11)
+    coarse = torch.rand((count, 3, 7, 9), generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+    return (fine.clamp(0, 1) * 255).round() / 255
