@@ -5,7 +5,6 @@
 A ``Chain`` is a denoiser on a diffusion's levels: the prior. A posterior is the *same* chain with a
 ``Kernel`` that tilts each step and, if wanted, an ``InitialTilt`` of the law of ``x_N``; without
 them its log-ratio to the prior is exactly zero. A ``Path`` records tensors only.
-
 Paths are drawn in ``difftilt.rollouts`` and scored in ``difftilt.scoring``.
 """
 
@@ -56,10 +55,7 @@ class Kernel(nn.Module, ABC):
         return diffusion.planned(x, n, noise, condition)
 
     def prepared(self, like: Tensor) -> "Kernel":
-        """This kernel with what depends on the step alone worked out, for one rollout.
-
-        Where gradients are enabled it may answer without a graph, and owes it in ``recorded``.
-        """
+        """This kernel for one rollout; its tilts may lack a graph that ``recorded`` has."""
         return self
 
     def recorded(self) -> Tilt | None:
