@@ -9,7 +9,8 @@ from torch import Tensor
 
 from difftilt.chains import Chain
 from difftilt.populations import PopulationSampler
-from difftilt.posteriors import Posterior, load
+from difftilt.loading import load
+from difftilt.posteriors import Posterior
 from difftilt.sampling import Samples
 from difftilt.tasks.picture_figures import PromptPictures, accepted, judged
 from difftilt.tasks.text_to_image import (
