@@ -7,11 +7,13 @@ from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
 from difftilt.recipes.rocstories import RocStories
+from difftilt.recipes.sequences import Sequences
 
 RECIPES: dict[str, type[Recipe]] = {
     "fashion": Fashion,
     "infill": Infill,
     "rocstories": RocStories,
+    "sequences": Sequences,
     "control": Control,
     "custom": Custom,
     "exact": Exact,

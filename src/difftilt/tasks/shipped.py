@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from difftilt.errors import CheckpointError, require
 
-FolderName = Literal["story_prior", "text_prior", "text_reader", "text_heldout", "control"]
+FolderName = Literal[
+    "story_prior", "text_prior", "text_reader", "text_heldout", "control", "sequences"
+]
 
 
 def shipped_folder(name: FolderName) -> Path:
