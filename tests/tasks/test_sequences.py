@@ -98,7 +98,9 @@ def test_no_sample_carries_both_labels():
 def test_each_control_predicts_its_label(name):
     """Better than the commoner label by three standard errors, on samples that it has not seen."""
     found = sequence_set(name)
-    for k, ((x, _), classifier) in enumerate(zip(reversed(found.pairs), found.classifiers(), strict=True)):
+    for k, ((x, _), classifier) in enumerate(
+        zip(reversed(found.pairs), found.classifiers(), strict=True)
+    ):
         # The pairs of the other control, with the judge's word for their labels.
         y = found.judge(x[:1500])[:, k]
         p = classifier(x[:1500]).softmax(1)[:, 1]

@@ -48,19 +48,18 @@ ROWS_SHOWN = 3
 
 
 def _training() -> Training:
+    """As many network calls for every set: many updates of short sequences, few of long ones."""
     return Training(
-        steps=200,
+        network_calls=500_000,
         batch=64,
         paths_per_condition=16,
-        warm_start=0.5,
+        warm_start=0.3,
         warm_start_subset=6,
         subset=6,
         chunk=1024,
-        objective=RTB(residual_clip=10.0),
-        optimisation=Optimisation(
-            learning_rate=1e-3, head_learning_rate=0.02, decay_from=0.5, ema=0.95
-        ),
-        behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
+        objective=RTB(residual_clip=6.0),
+        optimisation=Optimisation(3e-3, 6e-3, head_learning_rate=0.03, decay_from=0.3, ema=0.97),
+        behaviour=BehaviourWeights(on_policy=0.7, prior=0.3, pool=0.0),
     )
 
 
