@@ -60,6 +60,7 @@ def test_hydropathy_is_the_mean_of_the_scale():
         peptides.encoded(["AXA"])
 
 
+@torch.no_grad()
 def test_the_network_starts_blind_to_labels_and_can_learn_them():
     torch.manual_seed(0)
     network = SequenceNetwork(4, 3)

@@ -34,7 +34,7 @@ def encoded(sequences: Sequence[str]) -> Int[Tensor, "n L"]:
                 f"{AMINO_ACIDS}; leave it out"
             )
     rows = [[1 + AMINO_ACIDS.index(a) for a in s] + [0] * (LENGTH - len(s)) for s in sequences]
-    return torch.tensor(rows).reshape(len(sequences), LENGTH)
+    return torch.tensor(rows, dtype=torch.long).reshape(len(sequences), LENGTH)
 
 
 def decoded(ids: Int[Tensor, "B L"]) -> list[str]:

@@ -47,7 +47,7 @@ OFFLINE = 100_000
 Pairs = tuple[Int[Tensor, "n L"], Int[Tensor, " n"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SequenceSet:
     """Sequences with two controls.
 
@@ -79,9 +79,14 @@ class SequenceSet:
         return self.network.vocab_size
 
     def classifiers(self, seed: int = 0) -> list[SequenceClassifier]:
-        """One for each control, learned from its own pairs alone."""
-        fit = replace(self.fit, seed=seed)
-        return [sequence_classifier(*p, self.features, fit) for p in self.pairs]
+        """One for each control, learned from its own pairs alone; the same for the same seed."""
+        return list(_learned(self, seed))
+
+
+@cache
+def _learned(found: SequenceSet, seed: int) -> tuple[SequenceClassifier, ...]:
+    fit = replace(found.fit, seed=seed)
+    return tuple(sequence_classifier(*each, found.features, fit) for each in found.pairs)
 
 
 def sequence_set(name: SequenceName) -> SequenceSet:
