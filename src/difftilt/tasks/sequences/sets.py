@@ -44,7 +44,8 @@ SIZES = {
 """Vocabulary and network of each prior."""
 
 OFFLINE = 100_000
-Pairs = tuple[Int[Tensor, "n L"], Int[Tensor, " n"]]
+Pairs = tuple[Tensor, Tensor]
+"""Sequences, (n, L) ids, and the label of each, (n,); n differs from set to set."""
 
 
 @dataclass(frozen=True, eq=False)
