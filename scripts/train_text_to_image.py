@@ -21,8 +21,12 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline  # pyright: ignore
-from diffusers import UNet2DConditionModel  # pyright: ignore
+from diffusers import (  # pyright: ignore
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,  # pyright: ignore
+)
 from diffusers.training_utils import EMAModel
 from emoji_pictures import NATURAL, EmojiPictures, Pictures
 from PIL import Image
@@ -259,7 +263,9 @@ def save(pipe: Any, settings: Settings) -> None:
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.eval()
     things = THINGS[::2]
-    prompts = [f"a {COLOURS[(3 * i) % 8]} {thing}" for i, thing in enumerate(things) for _ in range(2)]
+    prompts = [
+        f"a {COLOURS[(3 * i) % 8]} {thing}" for i, thing in enumerate(things) for _ in range(2)
+    ]
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     options: dict[str, Any] = {"guidance_scale": 2.0, "num_inference_steps": 20, "eta": 1.0}

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-EMBEDDINGS = ("embeddings", "wte", "wpe")
-"""Parts of the names of BERT's and GPT-2's embeddings, which are tied to their heads."""
+EMBEDDINGS = ("embeddings", "wte", "wpe", "token.", "position", "last.")
+"""Parts of the names of embeddings and heads: BERT's, GPT-2's, a ``TokenTransformer``'s."""
 
 
 def learning_rate_factor(step: int, share: float, warmup: int = 100) -> float:
@@ -42,11 +42,16 @@ def new_optimisers(model: nn.Module, learning_rate: float) -> list[torch.optim.O
 
 
 def train_by_clock(
-    name: str, model: nn.Module, loss: Callable[[], Tensor], minutes: float, learning_rate: float
+    name: str,
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    minutes: float,
+    learning_rate: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Minimise ``loss()``, a batch drawn anew each time, in bfloat16 autocast."""
     optimisers = new_optimisers(model, learning_rate)
-    start, step, average, share = time.monotonic(), 0, 0.0, 0.0
+    start, step, average, share = clock(), 0, 0.0, 0.0
     model.train()
     while share < 1:
         for optimiser in optimisers:
@@ -60,7 +65,7 @@ def train_by_clock(
             optimiser.step()
         step += 1
         average += (value.item() - average) / min(step, 100)
-        share = (time.monotonic() - start) / (60 * minutes)
+        share = (clock() - start) / (60 * minutes)
         if step % 50 == 0:
             spent = f"{share * minutes:5.1f} min, {time.process_time() / 60:5.1f} CPU-min"
             print(f"{name} {spent}  step {step}  loss {average:.4f}", file=sys.stderr, flush=True)

@@ -48,9 +48,18 @@ class TokenTransformer(nn.Module):
         # The name keeps it away from optimisers of hidden matrices.
         self.last = nn.Linear(size.width, outputs)
 
-    def hidden(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L d"]:
-        """What the head reads."""
+    def hidden(
+        self, ids: Int[Tensor, "B L"], added: Float[Tensor, "B d"] | None = None
+    ) -> Float[Tensor, "B L d"]:
+        """What the head reads.
+
+        Arguments:
+            ids: tokens.
+            added: to the embedding of every position, such as what a label says, or None.
+        """
         x = self.token(ids) + self.position[: ids.shape[1]]
+        if added is not None:
+            x = x + added[:, None]
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -7,6 +7,7 @@ from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
 from difftilt.recipes.rocstories import RocStories
+from difftilt.recipes.sequences import Sequences
 from difftilt.recipes.stable_diffusion import StableDiffusion
 from difftilt.recipes.text_to_image import HeldOutPrompts
 
@@ -16,6 +17,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "rocstories": RocStories,
     "text_to_image": HeldOutPrompts,
     "sd": StableDiffusion,
+    "sequences": Sequences,
     "control": Control,
     "custom": Custom,
     "exact": Exact,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from difftilt.chains import Chain
-from difftilt.populations import PopulationSampler
 from difftilt.loading import load
+from difftilt.populations import PopulationSampler
 from difftilt.posteriors import Posterior
 from difftilt.sampling import Samples
 from difftilt.tasks.picture_figures import PromptPictures, accepted, judged

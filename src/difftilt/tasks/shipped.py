@@ -15,6 +15,7 @@ FolderName = Literal[
     "control",
     "text_to_image_prior",
     "picture_reward",
+    "sequences",
 ]
 
 

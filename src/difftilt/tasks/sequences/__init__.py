@@ -1,0 +1,1 @@
+"""Sequences with two controls: DNA with known activities, real peptides, molecules as SELFIES."""
