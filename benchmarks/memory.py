@@ -67,7 +67,8 @@ def build_state(unet: Any, case: Case) -> Any:
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    from difftilt.posteriors import LoRA, load
+    from difftilt.forms import LoRA
+    from difftilt.posteriors import load
     from difftilt.training.plan import RTB, BehaviourWeights, Training
 
     plan = Training(
