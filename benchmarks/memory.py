@@ -67,8 +67,8 @@ def build_state(unet: Any, case: Case) -> Any:
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+    from difftilt.forms import LoRA
     from difftilt.loading import load
-    from difftilt.posteriors import LoRA
     from difftilt.training.plan import RTB, BehaviourWeights, Training
 
     plan = Training(
