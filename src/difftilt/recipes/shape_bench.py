@@ -20,7 +20,7 @@ from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_ro
 from difftilt.recipes.shapes import COMPARED, Shapes
 from difftilt.sampling import Samples
 from difftilt.tasks.images import diversity, frechet_distance
-from difftilt.tasks.shapes.distances import CloudDistance, compare_sets, occupancy_divergence
+from difftilt.tasks.shapes.distances import compare_sets, occupancy_divergence
 from difftilt.tasks.shapes.judges import cloud_features, load_judge, shape_prior_folder
 from difftilt.tasks.shapes.targets import shape_target, shape_targets
 from difftilt.tasks.shapes.values import CloudGuided
@@ -102,7 +102,7 @@ def cloud_figures(clouds: Tensor, members: Tensor) -> Row:
     return found
 
 
-def _compared(clouds: Tensor, members: Tensor, kind: CloudDistance, most: int) -> Row:
+def _compared(clouds: Tensor, members: Tensor, kind: str, most: int) -> Row:
     n = min(most, len(clouds), len(members))
     each = compare_sets(clouds[:n], members[:n], kind)
     short = {"mmd": each.mmd, "cov": each.coverage, "nna": each.nearest}

@@ -19,7 +19,6 @@ Source: Achlioptas et al. 2018 (arXiv 1707.02392) for MMD, COV and JSD; Yang et 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -27,12 +26,11 @@ from torch import Tensor
 
 from difftilt.errors import InputError, require
 
-CloudDistance = Literal["chamfer", "emd"]
 PAIRS = 256  # of clouds whose point distances are held at once
 
 
-def chamfer(a: Float[Tensor, "B P 3"], b: Float[Tensor, "B Q 3"]) -> Float[Tensor, " B"]:
-    """Chamfer distance of each pair, in squared units.
+def chamfer(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
+    """Chamfer distance of each pair (B, P, 3), (B, Q, 3), in squared units.
 
     Raises:
         InputError: the clouds are not (B, P, 3) and (B, Q, 3).
@@ -45,8 +43,10 @@ def chamfer(a: Float[Tensor, "B P 3"], b: Float[Tensor, "B Q 3"]) -> Float[Tenso
     return squared.amin(2).mean(1) + squared.amin(1).mean(1)
 
 
-def earth_movers(a: Float[Tensor, "B P 3"], b: Float[Tensor, "B Q 3"]) -> Float[Tensor, " B"]:
-    """Exact earth mover's distance of each pair (1-Wasserstein, uniform weights), in units.
+def earth_movers(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
+    """Exact earth mover's distance of each pair (B, P, 3), (B, Q, 3), in units.
+
+    The 1-Wasserstein distance of uniform weights.
 
     Raises:
         InputError: the clouds are not (B, P, 3) and (B, Q, 3).
@@ -58,7 +58,7 @@ def earth_movers(a: Float[Tensor, "B P 3"], b: Float[Tensor, "B Q 3"]) -> Float[
     return a.new_tensor([transport.emd2([], [], cost) for cost in costs])
 
 
-DISTANCES: dict[CloudDistance, Callable[[Tensor, Tensor], Tensor]] = {
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "chamfer": chamfer,
     "emd": earth_movers,
 }
@@ -66,7 +66,7 @@ DISTANCES: dict[CloudDistance, Callable[[Tensor, Tensor], Tensor]] = {
 
 @torch.no_grad()
 def cloud_distances(
-    a: Float[Tensor, "S P 3"], b: Float[Tensor, "R Q 3"], kind: CloudDistance = "chamfer"
+    a: Float[Tensor, "S P 3"], b: Float[Tensor, "R Q 3"], kind: str = "chamfer"
 ) -> Float[Tensor, "S R"]:
     """The distance of every cloud of one set to every cloud of another.
 
@@ -107,7 +107,7 @@ class SetDistances:
 def compare_sets(
     samples: Float[Tensor, "S P 3"],
     references: Float[Tensor, "R Q 3"],
-    kind: CloudDistance = "chamfer",
+    kind: str = "chamfer",
 ) -> SetDistances:
     """MMD, COV and 1-NNA of two sets; for 1-NNA's 0.5 to be best they should be of one size.
 
@@ -157,7 +157,7 @@ def _nearer(same: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> Float[Tens
 
 
 def occupancy_divergence(
-    a: Float[Tensor, "S P 3"], b: Float[Tensor, "R Q 3"], cells: int = 16, side: float = 6.0
+    a: Float[Tensor, "..."], b: Float[Tensor, "..."], cells: int = 16, side: float = 6.0
 ) -> float:
     """JSD between two sets' shares of points in a grid of cubes, nats in [0, log 2].
 

@@ -30,7 +30,7 @@ Random = np.random.Generator
 
 
 def furniture(
-    count: int, points: int, seed: int = 0, only: ShapeClass | None = None
+    count: int, points: int, seed: int = 0, only: str | None = None
 ) -> tuple[Float[np.ndarray, "count points 3"], Int[np.ndarray, " count"]]:
     """Clouds of ``points`` points and their classes, as numbers of ``SHAPE_CLASSES``.
 

@@ -24,7 +24,7 @@ from difftilt.tasks.shapes.furniture import SHAPE_CLASSES
 from difftilt.tasks.shipped import shipped_folder
 
 JudgeName = Literal["reward", "heldout"]
-JUDGE_WIDTHS: dict[JudgeName, tuple[int, ...]] = {
+JUDGE_WIDTHS: dict[str, tuple[int, ...]] = {
     "reward": (48, 96, 192),
     "heldout": (32, 64, 128, 256),
 }
@@ -69,7 +69,7 @@ def shape_prior_folder() -> Path:
     return shipped_folder("shape_prior")
 
 
-def load_judge(name: JudgeName) -> PointNet:
+def load_judge(name: str) -> PointNet:
     """One of the two shipped classifiers, in evaluation mode and with its weights frozen.
 
     Arguments:

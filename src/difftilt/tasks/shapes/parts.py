@@ -165,7 +165,7 @@ def surface(parts: Sequence[Part], n: int, random: np.random.Generator) -> Point
     """``n`` points, uniform on the surfaces of some parts together."""
     areas = np.array([part.area for part in parts])
     counts = random.multinomial(n, areas / areas.sum())
-    drawn = [part.sample(k, random) for part, k in zip(parts, counts, strict=True) if k]
+    drawn = [part.sample(int(k), random) for part, k in zip(parts, counts, strict=True) if k]
     return np.concatenate(drawn)
 
 

@@ -28,7 +28,7 @@ MIRROR = (-1.0, 1.0, 1.0)
 TRIM = 0.01
 
 
-def wanted_shape(statistic: Statistic, wanted: float, width: float) -> Bounded:
+def wanted_shape(statistic: str, wanted: float, width: float) -> Bounded:
     """``log r = - (s(x) - wanted)² / (2 width²) <= 0``.
 
     Arguments:
@@ -91,7 +91,7 @@ def _hull(cloud: object) -> float:
         return 0.0
 
 
-SEEN: dict[Statistic, Callable[[Tensor], Tensor]] = {
+SEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "symmetry": asymmetry,
     "flatness": flatness,
     "volume": box_volume,

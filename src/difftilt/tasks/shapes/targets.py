@@ -11,7 +11,7 @@ from difftilt.errors import InputError
 from difftilt.rewards import ClassifierReward, LogReward
 from difftilt.tasks.shapes.furniture import SHAPE_CLASSES, ShapeClass
 from difftilt.tasks.shapes.judges import judged, load_judge
-from difftilt.tasks.shapes.rewards import SEEN, Statistic, wanted_shape
+from difftilt.tasks.shapes.rewards import SEEN, wanted_shape
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _classes(*names: ShapeClass) -> ShapeTarget:
     return ShapeTarget(reward, hits, "by the held-out classifier: " + " or ".join(names))
 
 
-def _statistic(statistic: Statistic, wanted: float, width: float) -> ShapeTarget:
+def _statistic(statistic: str, wanted: float, width: float) -> ShapeTarget:
     def hits(clouds: Float[Tensor, "B P 3"]) -> Float[Tensor, " B"]:
         return ((SEEN[statistic](clouds) - wanted).abs() < 2 * width).double()
 
