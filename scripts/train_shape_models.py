@@ -29,6 +29,7 @@ from difftilt.training.state import hidden_matrices
 
 Part = Literal["reward", "heldout", "prior"]
 DENSE = 1024
+MEASURED = 128
 SEEDS: dict[Part, int] = {"prior": 1, "reward": 2, "heldout": 3}
 
 
@@ -135,7 +136,14 @@ def train_prior(settings: Settings) -> None:
         if spent - saved > 1:
             PointCloudModel(average, config).save(settings.out / "shape_prior")
             saved = spent
-    PointCloudModel(average, config).save(settings.out / "shape_prior")
+    save_measured(PointCloudModel(average, config), settings)
+
+
+def save_measured(model: PointCloudModel, settings: Settings) -> None:
+    """Write the model with its error on new shapes, which sets the variances of its chain."""
+    clouds, _ = furniture(MEASURED, model.config.points, SEEDS["prior"] + 100)
+    generator = torch.Generator().manual_seed(settings.seed)
+    model.measured(torch.from_numpy(clouds), generator).save(settings.out / "shape_prior")
 
 
 # ------------------------------------------------------------------------------- the classifiers

@@ -34,13 +34,13 @@ from difftilt.tasks.shapes.judges import (
 from difftilt.tasks.shapes.targets import shape_target
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 
-COMPARED: dict[str, int] = {"chamfer": 64, "emd": 32}
+COMPARED: dict[str, int] = {"chamfer": 64, "emd": 24}
 FEWEST = 8
 
 
 def _training() -> Training:
     return Training(
-        steps=160,
+        steps=120,
         batch=16,
         warm_start=0.8,
         warm_start_loss="denoising",
@@ -51,7 +51,7 @@ def _training() -> Training:
         objective=RTB(residual_clip=10.0),
         optimisation=Optimisation(learning_rate=1e-3, balance_scale=0.3, decay_from=0.5, ema=0.98),
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
-        replaying=Replaying(pool_capacity=768, pool_fresh=0, pool_effective=0.01),
+        replaying=Replaying(pool_capacity=512, pool_fresh=0, pool_effective=0.01),
     )
 
 
@@ -70,8 +70,8 @@ class Shapes(Recipe):
     target: str = "chair"
     steps: int = 20
     beta: float = 1.0
-    samples: int = 160
-    certificate_paths: int = 384
+    samples: int = 128
+    certificate_paths: int = 256
     form: FormChoice = field(default_factory=lambda: FormChoice("full_copy"))
     training: Training = field(default_factory=_training)
 
