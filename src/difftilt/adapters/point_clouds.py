@@ -6,9 +6,9 @@
 The chain is an ordinary Gaussian diffusion on (P, 3): a cloud is one sample, its points one event.
 Its levels are even in the log-SNR. A cloud of P points is decided at noise that hides each single
 point, since P points together say more than one: about where ``P alpha⁴`` is 1, a log-SNR of -2.7
-for 256 points. So the levels need not go below -6, and few steps are enough if each has the variance
-of largest likelihood (Bao et al. 2022, theorem 1, arXiv 2201.06503), with the network's own error
-where it was measured on data:
+for 256 points. So the levels need not go below -6, and few steps are enough if each has the
+variance of largest likelihood (Bao et al. 2022, theorem 1, arXiv 2201.06503), with the network's
+own error where it was measured on data:
 
     std_n² = Var[x_{n-1} | x_n, x_0] + a_n² E|x_0 - x̂_0|² / 3P,     a_n the coefficient of x_0.
 

@@ -58,9 +58,9 @@ def shape_targets() -> dict[str, ShapeTarget]:
     """Classes, a union of two, and statistics, by name."""
     return {name: _classes(name) for name in SHAPE_CLASSES} | {
         "seat": _classes("chair", "sofa"),
-        "flat": _statistic("flatness", 0.5, 0.06),
-        "slender": _statistic("volume", 20.0, 3.0),
-        "symmetric": _statistic("symmetry", 0.05, 0.01),
+        "flat": _statistic("flatness", 0.7, 0.08),
+        "slender": _statistic("volume", 24.0, 2.5),
+        "symmetric": _statistic("symmetry", 0.09, 0.012),
     }
 
 
