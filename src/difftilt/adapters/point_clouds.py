@@ -122,7 +122,8 @@ class PointCloudModel:
         if self.error is not None:
             place = levels.time * (len(self.error) - 1)
             low = place.long().clamp(max=len(self.error) - 2)
-            error = torch.lerp(*self.error.double()[torch.stack([low, low + 1])], place - low)
+            known = self.error.double()
+            error = torch.lerp(known[low], known[low + 1], place - low)
             variance = variance + ancestral_tables(levels).clipped.square() * error
         variance[1] = 0.0
         return variance.sqrt()

@@ -6,7 +6,7 @@ network calls and puts its samples beside the truth's.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -118,7 +118,7 @@ def evidence_figures(drawn: Samples, truth: Truth) -> Row:
     }
 
 
-def check_names(chosen: list[str], known: dict[str, object], what: str) -> None:
+def check_names(chosen: list[str], known: Mapping[str, object], what: str) -> None:
     """Refuse a name before anything runs.
 
     Raises:

@@ -12,6 +12,7 @@ constant, so that log r is at most 0 and rejection gives the truth.
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.spatial import ConvexHull, QhullError
@@ -84,7 +85,7 @@ def hull_volume(clouds: Float[Tensor, "B P 3"]) -> Float[Tensor, " B"]:
     return clouds.new_tensor([_hull(cloud) for cloud in clouds.detach().cpu().double().numpy()])
 
 
-def _hull(cloud: object) -> float:
+def _hull(cloud: np.ndarray) -> float:
     try:
         return float(ConvexHull(cloud).volume)
     except QhullError:
