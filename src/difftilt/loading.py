@@ -31,7 +31,7 @@ def load(
             live one; an ``nn.Module`` called as ``network(x, time (B,))``, together with
             ``schedule`` and ``event_shape``; a folder of a masked language model (for a hub id or a
             live one, and for its options, ``TextPrior(load_text_model(...))``); or a folder of a
-            ``DiffusionPolicy``.
+            ``DiffusionPolicy`` or of a ``PointCloudModel``.
         steps: N.
         eta: stochasticity of DDIM-like samplers, in [0, 1].
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
@@ -58,6 +58,10 @@ def load(
 
         policy = load_policy(source)
         return Prior(policy.chain(steps), policy.decode, str(source))
+    if isinstance(source, str | Path) and (Path(source) / "point_cloud.json").is_file():
+        from difftilt.adapters.point_clouds import load_point_clouds
+
+        return Prior(load_point_clouds(source).chain(steps), source=str(source))
     if isinstance(source, nn.Module) and not hasattr(source, "scheduler"):
         return _network(source, steps, schedule, event_shape, options)
     return _pipeline(source, steps, eta, options)

@@ -4,6 +4,7 @@ from difftilt.benches.base import Table
 from difftilt.benches.control import bandits, control
 from difftilt.benches.exact import controls, exact, labels
 from difftilt.benches.images import images
+from difftilt.benches.shapes import shapes
 from difftilt.benches.text import infill
 from difftilt.benches.text_to_image import text_to_image
 
@@ -18,4 +19,5 @@ TABLES = {
     "text_to_image": Table(
         text_to_image, "the text-to-image table: prompts that a prior never saw"
     ),
+    "shapes": Table(shapes, "furniture as clouds of points beside rejection truth"),
 }

@@ -8,11 +8,13 @@ from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
 from difftilt.recipes.rocstories import RocStories
 from difftilt.recipes.sequences import Sequences
+from difftilt.recipes.shapes import Shapes
 from difftilt.recipes.stable_diffusion import StableDiffusion
 from difftilt.recipes.text_to_image import HeldOutPrompts
 
 RECIPES: dict[str, type[Recipe]] = {
     "fashion": Fashion,
+    "shapes": Shapes,
     "infill": Infill,
     "rocstories": RocStories,
     "text_to_image": HeldOutPrompts,

@@ -16,6 +16,8 @@ FolderName = Literal[
     "text_to_image_prior",
     "picture_reward",
     "sequences",
+    "shape_prior",
+    "shape_judges",
 ]
 
 
