@@ -18,6 +18,7 @@ from difftilt.loading import load
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.rejection import prior_log_z, rejected
+from difftilt.sampling import Samples
 from difftilt.tasks.images import diversity, frechet_distance
 from difftilt.tasks.shapes.distances import (
     SetDistances,
@@ -81,12 +82,14 @@ class Shapes(Recipe):
         return Job(target, target.posterior(self.form.build()), self.training)
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
-        members = rejected(drawn.prior, self.beta, self.training.seed)
-        sets = {"prior": drawn.prior.x_0, "posterior": drawn.posterior.x_0, "truth": members}
+        # The truth is drawn from other prior draws than those that are compared with it.
+        apart, compared = halved(drawn.prior, self.samples)
+        members = rejected(apart, self.beta, self.training.seed)
+        sets = {"prior": compared.x_0, "posterior": drawn.posterior.x_0, "truth": members}
         if drawn.corrected is not None:
             sets["corrected"] = drawn.corrected.x_0
         rows = [*self._agreement(sets), *set_rows(sets), self._evidence(drawn)]
-        note = f"The truth is {len(members)} prior samples, accepted with probability r^β."
+        note = f"The truth is {len(members)} other prior samples, accepted with probability r^β."
         return {"title": f"Shapes: {self.target}", "rows": rows, "notes": [note, SET_NOTE]}
 
     def _agreement(self, sets: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
@@ -105,6 +108,13 @@ class Shapes(Recipe):
         values = {"truth": prior_log_z(drawn.prior, self.beta), "posterior": best.value}
         note = f"posterior: the certificate, [{best.low:.2f}, {best.high:.2f}]"
         return metric_row("log Z", note, values)
+
+
+def halved(samples: Samples, last: int) -> tuple[Samples, Samples]:
+    """All draws but the last few, and those."""
+    assert samples.log_r is not None
+    first, rest = samples.x_0[:-last], samples.x_0[-last:]
+    return Samples(first, samples.log_r[:-last]), Samples(rest, samples.log_r[-last:])
 
 
 SET_NOTE = (

@@ -147,7 +147,12 @@ class StableDiffusion(Recipe):
             note = f"the certificate, [{best.low:.2f}, {best.high:.2f}]"
             rows.append(metric_row(f"log Z of {prompt!r}", note, {"posterior": best.value}))
         notes = [f"{len(job.names)} prompts; certificate on average: {drawn.certificate.verdict}."]
-        return {"title": "Pictures of the prompts", "rows": rows, "notes": notes}
+        return {
+            "title": "Pictures of the prompts",
+            "rows": rows,
+            "notes": notes,
+            "pixels": [0.0, 1.0],
+        }
 
     def pictures(self, job: Job, drawn: Drawn) -> list[Picture]:
         """The first pictures of the first prompts, by each sampler."""

@@ -93,7 +93,11 @@ def read_run(folder: Path) -> RunRecord:
         certificate=records["certificate"],
         evaluation=records["evaluation"],
         metrics=tuple(_read_metrics(folder / "metrics.jsonl", problems)),
-        samples={name: samples for name, samples in found.items() if samples is not None},
+        samples={
+            name: _in_range(samples, records["evaluation"])
+            for name, samples in found.items()
+            if samples is not None
+        },
         problems=tuple(problems),
     )
 
@@ -133,6 +137,15 @@ def _read_samples(path: Path) -> Samples:
     if len(counts) > 1:
         raise ValueError(f"its tensors disagree on the number of draws: {sorted(counts)}")
     return samples
+
+
+def _in_range(samples: Samples, evaluation: Mapping[str, Any] | None) -> Samples:
+    """Images in [-1, 1], whatever range of pixels the evaluation names."""
+    pixels = (evaluation or {}).get("pixels")
+    if samples.kind != "image" or samples.x_0 is None or not isinstance(pixels, list):
+        return samples
+    low, high = (float(end) for end in pixels)
+    return Samples(2 * (samples.x_0 - low) / (high - low) - 1, samples.log_r)
 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
