@@ -1,0 +1,89 @@
+"""The models of small molecules that difftilt ships: the prior, and the regressor of properties.
+
+A state is (B, 9, 13): places in Å, and a one-hot of the atom's kind (``chemistry.KINDS``) times 1/4,
+so that the places are decided before the kinds. Both networks are equivariant (``models.egnn``).
+"""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, centred
+from difftilt.schedules import Polynomial
+from difftilt.tasks.molecules.chemistry import KINDS
+
+MOST_ATOMS = 9
+KIND_SCALE = 0.25
+
+Property = Literal["alpha", "gap", "homo", "lumo", "mu", "cv"]
+PROPERTIES: tuple[Property, ...] = get_args(Property)
+"""Polarisability (Bohr³), gap, HOMO and LUMO (eV), dipole (Debye), heat capacity (cal/mol/K)."""
+
+
+def schedule() -> Polynomial:
+    """The noise of the shipped prior."""
+    return Polynomial(power=2.0, precision=1e-5)
+
+
+def new_prior_network() -> AtomNetwork:
+    """The prior's network before training; it predicts v."""
+    return AtomNetwork(len(KINDS), 0, AtomNetworkSize(width=64, layers=5))
+
+
+def encoded(places: Float[Tensor, "B A 3"], kinds: Int[Tensor, "B A"]) -> Float[Tensor, "B A F"]:
+    """States of molecules; a kind of -1 is no atom."""
+    codes = nn.functional.one_hot(kinds.long().clamp(min=0), len(KINDS)).to(places.dtype)
+    here = (kinds >= 0)[..., None]
+    return torch.cat([places, KIND_SCALE * codes], -1) * here
+
+
+class PropertyNetwork(nn.Module):
+    """``(states, present) -> the six properties``, an invariant network read out atom by atom.
+
+    Arguments:
+        size: of the network.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, size: AtomNetworkSize | None = None) -> None:
+        super().__init__()
+        size = AtomNetworkSize(width=64, layers=4) if size is None else size
+        self.network = AtomNetwork(len(KINDS), 0, size)
+        self.readout = nn.Sequential(
+            nn.Linear(size.width, size.width), nn.SiLU(), nn.Linear(size.width, len(PROPERTIES))
+        )
+        self.register_buffer("centre", torch.zeros(len(PROPERTIES)))
+        self.register_buffer("spread", torch.ones(len(PROPERTIES)))
+
+    def standardise(self, properties: Float[Tensor, "n 6"]) -> None:
+        """Take centre and spread from a set of molecules."""
+        self.centre.copy_(properties.mean(0))
+        self.spread.copy_(properties.std(0))
+
+    def features(
+        self, states: Float[Tensor, "B A F"], present: Bool[Tensor, "B A"]
+    ) -> Float[Tensor, "B W"]:
+        """The mean of the atoms' features after the last block."""
+        x = torch.cat([centred(states[..., :PLACE], present), states[..., PLACE:]], -1)
+        _, h = self.network.embedded(x, x.new_zeros(len(x)), present)
+        here = present[..., None].to(h.dtype)
+        return (h * here).sum(1) / here.sum(1)
+
+    def standardised(
+        self, states: Float[Tensor, "B A F"], present: Bool[Tensor, "B A"]
+    ) -> Float[Tensor, "B 6"]:
+        """The properties, less their centre, in units of their spread."""
+        x = torch.cat([centred(states[..., :PLACE], present), states[..., PLACE:]], -1)
+        _, h = self.network.embedded(x, x.new_zeros(len(x)), present)
+        here = present[..., None].to(h.dtype)
+        return (self.readout(h) * here).sum(1) / MOST_ATOMS
+
+    def forward(
+        self, states: Float[Tensor, "B A F"], present: Bool[Tensor, "B A"]
+    ) -> Float[Tensor, "B 6"]:
+        """The properties, in the units of ``PROPERTIES``."""
+        return self.centre + self.spread * self.standardised(states, present)
