@@ -111,7 +111,9 @@ def half(data: Path, second: bool) -> dict[str, Tensor]:
     stored = np.load(data)
     middle = len(stored["kinds"]) // 2
     part = slice(middle, None) if second else slice(None, middle)
-    return {name: torch.from_numpy(stored[name][part]) for name in ("places", "kinds", "properties")}
+    return {
+        name: torch.from_numpy(stored[name][part]) for name in ("places", "kinds", "properties")
+    }
 
 
 def turned(states: Tensor, generator: torch.Generator) -> Tensor:

@@ -62,7 +62,9 @@ def bonded(
     radii = np.array([RADII[KINDS[k].element] for k in kinds])
     apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
     near = np.triu(apart < TOLERANCE * (radii[:, None] + radii[None]), 1)
-    return sorted((float(apart[i, j]), int(i), int(j)) for i, j in zip(*np.nonzero(near), strict=True))
+    return sorted(
+        (float(apart[i, j]), int(i), int(j)) for i, j in zip(*np.nonzero(near), strict=True)
+    )
 
 
 def bond_orders(pairs: Sequence[tuple[int, int]], wanted: Sequence[int]) -> list[int] | None:
