@@ -111,8 +111,8 @@ class AtomDenoiser(Denoiser):
         rows = given.reshape(len(x), -1)
         if wanted and rows.shape[1] != 1 + wanted:
             raise InputError(
-                f"this network reads {wanted} numbers beside the number of atoms, and the condition "
-                f"has {rows.shape[1] - 1}; give one row (atoms, numbers...) for each molecule"
+                f"this network reads {wanted} numbers beside the number of atoms, and the "
+                f"condition has {rows.shape[1] - 1}; give one row (atoms, numbers...) for each molecule"
             )
         counts = rows[:, 0].round()
         if not bool(((counts >= 1) & (counts <= x.shape[1])).all()):
@@ -222,7 +222,7 @@ def load_edm(
 
 
 def levels_of_gamma(gamma: Float[Tensor, " T"]) -> NoiseLevels:
-    """All levels of a table ``gamma_t = -log SNR``, t = 0 ... T - 1, above level 0, which is data."""
+    """The levels of a table ``gamma_t = -log SNR``, t = 0 ... T - 1, and below them data."""
     gamma = gamma.detach().double()
     share = torch.linspace(0, 1, len(gamma), dtype=torch.float64)
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
