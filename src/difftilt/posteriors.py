@@ -359,7 +359,8 @@ def load(
         source: a folder or hub id of a diffusers pipeline, a live pipeline, or an ``nn.Module``
             called as ``network(x, time (B,))`` together with ``schedule`` and ``event_shape``;
             a folder of a masked language model (for a hub id or a live one, and for its options,
-            ``TextPrior(load_text_model(...))``); or a folder of a ``DiffusionPolicy``.
+            ``TextPrior(load_text_model(...))``); or a folder of a ``DiffusionPolicy`` or of a
+            ``PointCloudModel``.
         steps: N.
         eta: stochasticity of DDIM-like samplers, in [0, 1].
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
@@ -382,6 +383,10 @@ def load(
 
         policy = load_policy(source)
         return Prior(policy.chain(steps), policy.decode, str(source))
+    if isinstance(source, str | FilePath) and (FilePath(source) / "point_cloud.json").is_file():
+        from difftilt.adapters.point_clouds import load_point_clouds
+
+        return Prior(load_point_clouds(source).chain(steps), source=str(source))
     if isinstance(source, nn.Module) and not hasattr(source, "scheduler"):
         if schedule is None or event_shape is None:
             raise InputError(

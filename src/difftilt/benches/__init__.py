@@ -4,6 +4,7 @@ from difftilt.benches.base import Table
 from difftilt.benches.control import bandits, control
 from difftilt.benches.exact import controls, exact, labels
 from difftilt.benches.images import images
+from difftilt.benches.shapes import shapes
 from difftilt.benches.text import infill
 
 TABLES = {
@@ -14,4 +15,5 @@ TABLES = {
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "infill": Table(infill, "the text table: the missing sentence of held-out stories"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),
+    "shapes": Table(shapes, "furniture as clouds of points beside rejection truth"),
 }

@@ -7,9 +7,11 @@ from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
 from difftilt.recipes.rocstories import RocStories
+from difftilt.recipes.shapes import Shapes
 
 RECIPES: dict[str, type[Recipe]] = {
     "fashion": Fashion,
+    "shapes": Shapes,
     "infill": Infill,
     "rocstories": RocStories,
     "control": Control,

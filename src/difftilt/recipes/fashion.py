@@ -22,8 +22,8 @@ from difftilt.forms import FullCopy
 from difftilt.posteriors import Sources, Target, load
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
+from difftilt.recipes.rejection import prior_log_z, rejected
 from difftilt.rewards import ClassifierReward
-from difftilt.sampling import Samples
 from difftilt.tasks.images import (
     FASHION_CLASSES,
     Garment,
@@ -101,7 +101,7 @@ class Fashion(Recipe):
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         if job.contexts is not None:
             return _of_each_class(job, drawn, self.beta)
-        members = _rejected(drawn.prior, self.beta, self.training.seed)
+        members = rejected(drawn.prior, self.beta, self.training.seed)
         corrected = None if drawn.corrected is None else drawn.corrected.x_0
         sets = {"prior": drawn.prior.x_0, "posterior": drawn.posterior.x_0}
         sets |= {"truth": members} | ({} if corrected is None else {"corrected": corrected})
@@ -122,7 +122,7 @@ class Fashion(Recipe):
                 "log Z",
                 f"truth: {len(drawn.prior.x_0)} rewards of prior samples; posterior: the "
                 f"certificate, [{evidence.low:.2f}, {evidence.high:.2f}]",
-                {"truth": _log_z(drawn.prior, self.beta), "posterior": evidence.value},
+                {"truth": prior_log_z(drawn.prior, self.beta), "posterior": evidence.value},
             ),
         ]
         note = f"The truth is {len(members)} prior samples, accepted with probability r^β."
@@ -158,21 +158,13 @@ def _of_each_class(job: Job, drawn: Drawn, beta: float) -> dict[str, Any]:
         own = torch.full((len(drawn.prior.x_0),), k)
         log_r = job.target.score(drawn.prior.x_0, own)
         best = found.defensive.best
-        values = {"truth": _log_z(replace(drawn.prior, log_r=log_r), beta), "posterior": best.value}
+        values = {
+            "truth": prior_log_z(replace(drawn.prior, log_r=log_r), beta),
+            "posterior": best.value,
+        }
         note = f"of all prior samples; posterior: [{best.low:.2f}, {best.high:.2f}]"
         rows.append(metric_row(f"log Z of {name}", note, values))
         share = {s: float(r[labels[s] == k].mean()) for s, r in right.items()}
         rows.append(metric_row(f"share of {name}", "of its samples", share))
     note = f"Certificate on average: {drawn.certificate.verdict}."
     return {"title": "Every garment, from one posterior", "rows": rows, "notes": [note]}
-
-
-def _rejected(prior: Samples, beta: float, seed: int) -> Tensor:
-    assert prior.log_r is not None
-    uniform = torch.rand(len(prior.log_r), generator=torch.Generator().manual_seed(seed))
-    return prior.x_0[uniform.log() < beta * prior.log_r]
-
-
-def _log_z(prior: Samples, beta: float) -> float:
-    assert prior.log_r is not None
-    return float((beta * prior.log_r).double().exp().mean().log())

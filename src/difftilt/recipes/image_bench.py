@@ -5,21 +5,17 @@ distance are in the features of the held-out classifier, which no training has s
 """
 
 import multiprocessing
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
-from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
-from difftilt.errors import InputError
-from difftilt.posteriors import Posterior, Target, load
+from difftilt.posteriors import Target, load
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.image_methods import image_methods, setting_of
+from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_row, truth_among
 from difftilt.rewards import ClassifierReward, LogReward
 from difftilt.sampling import Samples
 from difftilt.tasks.images import (
@@ -35,7 +31,7 @@ from difftilt.tasks.images import (
 
 STEPS = 20
 TRUTH_DRAWS = 4096
-CHUNK = 1024
+TRUTH_SEED = 90_002
 
 
 @dataclass(frozen=True)
@@ -98,13 +94,8 @@ class ImageBench:
     samples: int
 
     def __post_init__(self) -> None:
-        for chosen, known, what in (
-            (self.targets, image_targets(), "target"),
-            (self.methods, image_methods(), "method"),
-        ):
-            for name in chosen:
-                if name not in known:
-                    raise InputError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
+        check_names(self.targets, image_targets(), "target")
+        check_names(self.methods, image_methods(), "method")
 
     def cells(self) -> Cells:
         """One per target, method and seed."""
@@ -118,62 +109,23 @@ class ImageBench:
     def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
         """A row made in a process of its own, which is what its peak memory is measured of."""
         truth = truth_of(cell["problem"])
-        run = ImageRun(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
+        run = Run(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return [pool.apply(image_row, (run, truth))]
 
 
-@dataclass(frozen=True)
-class ImageRun:
-    """One cell of the vision table; as of ``ImageBench``."""
-
-    target: str
-    method: str
-    seed: int
-    calls: int
-    samples: int
+ImageRun, ImageTruth = Run, Truth
 
 
-def image_row(run: ImageRun, truth: "ImageTruth") -> dict[str, Any]:
+def image_row(run: Run, truth: Truth) -> Row:
     """Make one sampler of one target and measure it."""
-    target = build_target(run.target)
-    before = _peak()
-    start = time.perf_counter()
-    sampler = image_methods()[run.method](setting_of(target, run.calls, run.seed))
-    trained, spent = time.perf_counter() - start, target.prior.chain.calls.total
-    made = Posterior(target, sampler) if isinstance(sampler, Chain) else sampler
-    drawn = made.draw(run.samples, run.seed + 1)
-    seconds, peak = time.perf_counter() - start, _peak() - before
-    return {
-        "problem": run.target,
-        "method": run.method,
-        "seed": run.seed,
-        **_figures(drawn, truth),
-        "network_calls": spent,
-        "training_seconds": trained,
-        "seconds": seconds,
-        "peak_mb": peak,
-    }
+    setting = setting_of(build_target(run.target), run.calls, run.seed)
+    return measured_row(run, image_methods()[run.method], setting, truth, _figures)
 
 
 def build_target(name: str) -> Target:
     """The shipped prior tilted towards some garments or a style."""
     return load(fashion_prior_folder(), STEPS).tilt(image_targets()[name].reward())
-
-
-@dataclass(frozen=True)
-class ImageTruth:
-    """Rejection truth of a target.
-
-    Arguments:
-        members: accepted prior samples.
-        log_z: of all of them, nats.
-        standard_error: of ``log_z``.
-    """
-
-    members: Tensor
-    log_z: float
-    standard_error: float
 
 
 @cache
@@ -183,32 +135,15 @@ def prior_draws(draws: int = TRUTH_DRAWS) -> Tensor:
 
 
 @cache
-def truth_of(name: str, draws: int = TRUTH_DRAWS) -> ImageTruth:
+def truth_of(name: str, draws: int = TRUTH_DRAWS) -> Truth:
     """Prior samples accepted with probability r; the same ones for every method and seed."""
-    target, x_0 = build_target(name), prior_draws(draws)
-    log_r = torch.cat([target.score(part) for part in x_0.split(CHUNK)])
-    uniform = torch.rand(draws, generator=torch.Generator().manual_seed(90_002))
-    r = log_r.double().exp()
-    error = float(r.std() / r.mean()) / draws**0.5
-    return ImageTruth(x_0[uniform.log() < log_r], float(r.mean().log()), error)
+    return truth_among(build_target(name), prior_draws(draws), TRUTH_SEED)
 
 
-def _figures(drawn: Samples, truth: ImageTruth) -> dict[str, float | None]:
-    assert drawn.log_r is not None
-    log_w = drawn.log_w
+def _figures(drawn: Samples, truth: Truth) -> Row:
     judge = load_classifier("heldout")
     seen, exact = features(judge, drawn.x_0), features(judge, truth.members)
     return {
-        "log_r": float(drawn.log_r.mean()),
         "frechet": frechet_distance(seen, exact),
         "diversity": diversity(seen) / diversity(exact),
-        "log_z_error": None if log_w is None else log_evidence(log_w).value - truth.log_z,
-        "ess": None if log_w is None else effective_sample_size(log_w),
     }
-
-
-def _peak() -> float:
-    """Largest resident memory of this process so far, MB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

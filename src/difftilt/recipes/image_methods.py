@@ -94,7 +94,12 @@ def _twisted_diffusion(particles: int, target: Target) -> Population:
     return TDS(particles, DPS().kernel(target.prior.chain, target.log_reward))
 
 
-def _trained_methods() -> dict[str, Maker]:
+def network_methods(value: FormChange) -> dict[str, Maker]:
+    """Methods that train a copy of any prior's network, or a value that guides it, by name.
+
+    Arguments:
+        value: the form of a learned ``log h`` that suits the prior's states.
+    """
     return {
         "rtb": trained(),
         "reward_weighted": trained(lambda plan: replace(plan, warm_start=1.0)),
@@ -108,18 +113,24 @@ def _trained_methods() -> dict[str, Maker]:
         "adjoint_matching": _pathwise(AdjointMatching()),
         "align_prop": _pathwise(AlignProp()),
         "draft": _pathwise(DRaFT(1)),
-        "cep": _by_itself(CEP(), _value_guided),
-        "cep_paper": _by_itself(CEP("self_normalised", contrast=16), _value_guided),
+        "cep": _by_itself(CEP(), value),
+        "cep_paper": _by_itself(CEP("self_normalised", contrast=16), value),
         "rgdm": _by_itself(RGDM("value", candidates=4)),
         "rgdm_paper": _by_itself(RGDM("reward", candidates=4)),
-        "classifier_guidance": classifier_guided(),
-        "cfg": classifier_free(1.0),
-        "cfg_2": classifier_free(2.0),
         "advantage_weighted": trained(_on_policy(AdvantageWeighted(states="chain"))),
     }
 
 
-def _training_free_methods() -> dict[str, Maker]:
+def _label_methods() -> dict[str, Maker]:
+    return {
+        "classifier_guidance": classifier_guided(),
+        "cfg": classifier_free(1.0),
+        "cfg_2": classifier_free(2.0),
+    }
+
+
+def training_free_methods() -> dict[str, Maker]:
+    """Guidance, and particles on the prior, by name."""
     return {
         "dps": guided(DPS()),
         "lgdmc": guided(LGDMC(4)),
@@ -135,7 +146,7 @@ def _training_free_methods() -> dict[str, Maker]:
 
 def image_methods() -> dict[str, Maker]:
     """The vision table's methods by name."""
-    return _trained_methods() | _training_free_methods()
+    return network_methods(_value_guided) | _label_methods() | training_free_methods()
 
 
 def default_image_methods() -> list[str]:

@@ -6,7 +6,7 @@ A plain string given to ``tag`` is text and is escaped; ``Html`` is markup and i
 from html import escape
 from typing import final
 
-VOID = frozenset({"meta", "link", "img", "br", "hr"})
+VOID = frozenset({"meta", "link", "img", "source", "br", "hr"})
 
 
 @final

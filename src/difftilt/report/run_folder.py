@@ -17,6 +17,7 @@ from difftilt.errors import CheckpointError
 
 FORMAT = 1
 SAMPLE_SETS = ("prior", "posterior", "corrected")
+FEWEST_POINTS = 32  # of a cloud in space; fewer rows of three numbers are something else
 RECORDS = ("config", "status", "certificate", "evaluation")
 
 Read = TypeVar("Read")
@@ -36,11 +37,13 @@ class Samples:
 
     @property
     def kind(self) -> str:
-        """How the ends can be drawn: "image", "plane" (2-D points) or "other"."""
+        """How the ends can be drawn: "image", "plane" (2-D points), "cloud" or "other"."""
         if self.x_0 is None or not self.x_0.size:
             return "other"
         if self.x_0.ndim == 4 and self.x_0.shape[1] in (1, 3):
             return "image"
+        if self.x_0.ndim == 3 and self.x_0.shape[2] == 3 and self.x_0.shape[1] >= FEWEST_POINTS:
+            return "cloud"
         return "plane" if self.x_0.ndim == 2 and self.x_0.shape[1] == 2 else "other"
 
 

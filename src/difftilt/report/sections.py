@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from difftilt.report import pictures
+from difftilt.report import pictures, turntable
 from difftilt.report.figures import (
     CURVES,
     curve_figure,
@@ -81,6 +81,10 @@ def _drawn(name: str, samples: Samples, sets: Mapping[str, Samples]) -> tuple[Ht
         count = f"{pictures.images_shown(samples.x_0):,} of {total:,} draws"
         alternative = f"Grid of images, {count} of the {TITLES[name].lower()}"
         return pictures.image_grid(samples.x_0, alternative), count
+    if samples.kind == "cloud":
+        count = f"{min(total, turntable.MOST_CLOUDS):,} of {total:,} draws"
+        alternative = f"Turning clouds of points, {count} of the {TITLES[name].lower()}"
+        return turntable.turntable(name, samples.x_0, alternative), count
     clouds = [each.x_0 for each in sets.values() if each.x_0 is not None and each.kind == "plane"]
     count = f"{min(total, pictures.MOST_POINTS):,} of {total:,} draws"
     alternative = f"Scatter plot, {count} of the {TITLES[name].lower()}"

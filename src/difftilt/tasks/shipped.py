@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from difftilt.errors import CheckpointError, require
 
-FolderName = Literal["story_prior", "text_prior", "text_reader", "text_heldout", "control"]
+FolderName = Literal[
+    "story_prior",
+    "text_prior",
+    "text_reader",
+    "text_heldout",
+    "control",
+    "shape_prior",
+    "shape_judges",
+]
 
 
 def shipped_folder(name: FolderName) -> Path:

@@ -1,0 +1,136 @@
+"""Tables of methods beside rejection truth, whatever a sample is.
+
+The truth of a target with ``r <= 1`` is its prior's draws, each accepted with probability ``r^β``:
+exact, slow, and the same for every method and seed. A table gives every method one budget of
+network calls and puts its samples beside the truth's.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difftilt.chains import Chain
+from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
+from difftilt.errors import InputError
+from difftilt.posteriors import Posterior, Target
+from difftilt.recipes.makers import Maker, Setting
+from difftilt.sampling import Samples
+
+CHUNK = 1024
+Row = dict[str, float | int | str | None]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Rejection truth of a target.
+
+    Arguments:
+        members: accepted prior samples.
+        log_z: of all of them, nats.
+        standard_error: of ``log_z``.
+    """
+
+    members: Tensor
+    log_z: float
+    standard_error: float
+
+
+def truth_among(target: Target, x_0: Tensor, seed: int) -> Truth:
+    """Prior samples of a target, accepted with probability ``r^β``."""
+    log_r = target.beta * torch.cat([target.score(part) for part in x_0.split(CHUNK)])
+    r = log_r.double().exp()
+    error = float(r.std() / r.mean()) / len(x_0) ** 0.5
+    return Truth(accepted(x_0, log_r, seed), float(r.mean().log()), error)
+
+
+def accepted(x_0: Tensor, log_r: Tensor, seed: int) -> Tensor:
+    """The rows of ``x_0`` whose uniform number is below ``r``."""
+    uniform = torch.rand(len(log_r), generator=torch.Generator().manual_seed(seed))
+    return x_0[uniform.log() < log_r]
+
+
+def rejected(prior: Samples, beta: float, seed: int) -> Tensor:
+    """Prior draws accepted with probability ``r^β``."""
+    assert prior.log_r is not None
+    return accepted(prior.x_0, beta * prior.log_r, seed)
+
+
+def prior_log_z(prior: Samples, beta: float) -> float:
+    """``log Z``, nats, from the rewards of prior draws."""
+    assert prior.log_r is not None
+    return float((beta * prior.log_r).double().exp().mean().log())
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of such a table.
+
+    Arguments:
+        target: by name.
+        method: by name.
+        seed: of the training.
+        calls: network calls of the training.
+        samples: drawn of the sampler.
+    """
+
+    target: str
+    method: str
+    seed: int
+    calls: int
+    samples: int
+
+
+Figures = Callable[[Samples, Truth], Row]
+
+
+def measured_row(run: Run, make: Maker, setting: Setting, truth: Truth, figures: Figures) -> Row:
+    """Make one sampler of one target and measure it."""
+    target, before, start = setting.target, _peak(), time.perf_counter()
+    sampler = make(setting)
+    trained, spent = time.perf_counter() - start, target.prior.chain.calls.total
+    made = Posterior(target, sampler) if isinstance(sampler, Chain) else sampler
+    drawn = made.draw(run.samples, run.seed + 1)
+    seconds, peak = time.perf_counter() - start, _peak() - before
+    return {
+        "problem": run.target,
+        "method": run.method,
+        "seed": run.seed,
+        **figures(drawn, truth),
+        **evidence_figures(drawn, truth),
+        "network_calls": spent,
+        "training_seconds": trained,
+        "seconds": seconds,
+        "peak_mb": peak,
+    }
+
+
+def evidence_figures(drawn: Samples, truth: Truth) -> Row:
+    """Mean log r, the error of log Z and the effective sample size, where there are weights."""
+    assert drawn.log_r is not None
+    log_w = drawn.log_w
+    return {
+        "log_r": float(drawn.log_r.mean()),
+        "log_z_error": None if log_w is None else log_evidence(log_w).value - truth.log_z,
+        "ess": None if log_w is None else effective_sample_size(log_w),
+    }
+
+
+def check_names(chosen: list[str], known: dict[str, object], what: str) -> None:
+    """Refuse a name before anything runs.
+
+    Raises:
+        InputError: an unknown one.
+    """
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
+
+
+def _peak() -> float:
+    """Largest resident memory of this process so far, MB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,148 @@
+"""Methods beside rejection truth on the shipped prior of furniture.
+
+Samples are judged by the held-out classifier or by the wanted measure, and compared with the truth
+as sets of clouds: COV, 1-NNA and MMD by the Chamfer and the exact earth mover's distance.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from difftilt.forms import Form
+from difftilt.posteriors import Target, load
+from difftilt.recipes.cells import Cell, Cells, cells_of
+from difftilt.recipes.image_methods import network_methods, training_free_methods
+from difftilt.recipes.makers import Maker, Setting
+from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_row, truth_among
+from difftilt.recipes.shapes import COMPARED, Shapes
+from difftilt.sampling import Samples
+from difftilt.tasks.images import diversity, frechet_distance
+from difftilt.tasks.shapes.distances import CloudDistance, compare_sets, occupancy_divergence
+from difftilt.tasks.shapes.judges import cloud_features, load_judge, shape_prior_folder
+from difftilt.tasks.shapes.targets import shape_target, shape_targets
+from difftilt.tasks.shapes.values import CloudGuided
+
+STEPS = 20
+TRUTH_DRAWS = 1024
+PRIOR_SEED, TRUTH_SEED = 91_001, 91_002
+DEFAULTS = (
+    "rtb",
+    "rgdm",
+    "rgdm_paper",
+    "reward_weighted",
+    "cep",
+    "kl_control",
+    "ppo_kl",
+    "ddpo",
+    "dps",
+    "fk_steering",
+    "best_of_n",
+    "importance",
+)
+
+
+def _cloud_guided(form: Form | None) -> CloudGuided:
+    return CloudGuided()
+
+
+def shape_methods() -> dict[str, Maker]:
+    """The methods of the table by name: those of the vision table that need no labels."""
+    return network_methods(_cloud_guided) | training_free_methods()
+
+
+def build_shape_target(name: str) -> Target:
+    """The shipped prior tilted towards a class or a measure."""
+    return load(shape_prior_folder(), STEPS).tilt(shape_target(name).reward())
+
+
+def shape_setting(run: Run) -> Setting:
+    """What the table gives a method."""
+    recipe = Shapes()
+    plan = replace(recipe.training, network_calls=run.calls, seed=run.seed)
+    target = build_shape_target(run.target)
+    return Setting(target, recipe.form.build(), plan, run.calls, run.samples)
+
+
+@cache
+def shape_prior_draws(draws: int = TRUTH_DRAWS) -> Tensor:
+    """Samples of the shipped prior, drawn once for all targets."""
+    return load(shape_prior_folder(), STEPS).sample(draws, seed=PRIOR_SEED)
+
+
+@cache
+def shape_truth(name: str, draws: int = TRUTH_DRAWS) -> Truth:
+    """Prior samples accepted with probability r; the same ones for every method and seed."""
+    return truth_among(build_shape_target(name), shape_prior_draws(draws), TRUTH_SEED)
+
+
+def shape_row(run: Run, truth: Truth) -> Row:
+    """Make one sampler of one target and measure it."""
+
+    def figures(drawn: Samples, truth: Truth) -> Row:
+        hits = float(shape_target(run.target).hits(drawn.x_0).mean())
+        return {"as_wanted": hits, **cloud_figures(drawn.x_0, truth.members)}
+
+    return measured_row(run, shape_methods()[run.method], shape_setting(run), truth, figures)
+
+
+def cloud_figures(clouds: Tensor, members: Tensor) -> Row:
+    """How a set of samples compares with members of the truth, in equal numbers."""
+    judge = load_judge("heldout")
+    seen, exact = cloud_features(judge, clouds), cloud_features(judge, members)
+    found: Row = {
+        "frechet": frechet_distance(seen, exact),
+        "diversity": diversity(seen) / diversity(exact),
+        "jsd": occupancy_divergence(clouds, members),
+    }
+    for kind, most in COMPARED.items():
+        found |= _compared(clouds, members, kind, most)
+    return found
+
+
+def _compared(clouds: Tensor, members: Tensor, kind: CloudDistance, most: int) -> Row:
+    n = min(most, len(clouds), len(members))
+    each = compare_sets(clouds[:n], members[:n], kind)
+    short = {"mmd": each.mmd, "cov": each.coverage, "nna": each.nearest}
+    return {f"{name}_{kind}": value for name, value in short.items()}
+
+
+@dataclass(frozen=True)
+class ShapeBench:
+    """What the table runs.
+
+    Arguments:
+        targets: by name.
+        methods: by name.
+        seeds: of the trainings.
+        calls: network calls of each training.
+        samples: drawn of each sampler.
+
+    Raises:
+        InputError: an unknown target or method.
+    """
+
+    targets: list[str]
+    methods: list[str]
+    seeds: list[int]
+    calls: int
+    samples: int
+
+    def __post_init__(self) -> None:
+        check_names(self.targets, shape_targets(), "target")
+        check_names(self.methods, shape_methods(), "method")
+
+    def cells(self) -> Cells:
+        """One per target, method and seed."""
+        names = cells_of(problem=self.targets, method=self.methods, seed=self.seeds)
+        return Cells(names, {"calls": self.calls, "samples": self.samples}, self._rows_of)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per target, method and seed."""
+        return self.cells().rows()
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        run = Run(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
+        return [shape_row(run, shape_truth(run.target))]

@@ -1,0 +1,1 @@
+"""Shapes as clouds of points: furniture, judges, rewards and metrics."""
