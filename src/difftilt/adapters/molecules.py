@@ -112,7 +112,7 @@ class AtomDenoiser(Denoiser):
         if wanted and rows.shape[1] != 1 + wanted:
             raise InputError(
                 f"this network reads {wanted} numbers beside the number of atoms, and the "
-                f"condition has {rows.shape[1] - 1}; give one row (atoms, numbers...) for each molecule"
+                f"condition has {rows.shape[1] - 1}; give a row (atoms, numbers...) a molecule"
             )
         counts = rows[:, 0].round()
         if not bool(((counts >= 1) & (counts <= x.shape[1])).all()):

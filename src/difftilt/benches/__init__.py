@@ -4,6 +4,7 @@ from difftilt.benches.base import Table
 from difftilt.benches.control import bandits, control
 from difftilt.benches.exact import controls, exact, labels
 from difftilt.benches.images import images
+from difftilt.benches.molecules import molecules
 from difftilt.benches.shapes import shapes
 from difftilt.benches.text import infill
 
@@ -14,6 +15,7 @@ TABLES = {
     "bandits": Table(bandits, "offline control with the answer: many states, every β at once"),
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "infill": Table(infill, "the text table: the missing sentence of held-out stories"),
+    "molecules": Table(molecules, "a wanted property: methods beside rejection truth, in 3D"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),
     "shapes": Table(shapes, "furniture as clouds of points beside rejection truth"),
 }

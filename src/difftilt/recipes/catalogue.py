@@ -6,6 +6,7 @@ from difftilt.recipes.custom import Custom
 from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
+from difftilt.recipes.molecules import Molecules
 from difftilt.recipes.rocstories import RocStories
 from difftilt.recipes.shapes import Shapes
 
@@ -14,6 +15,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "shapes": Shapes,
     "infill": Infill,
     "rocstories": RocStories,
+    "molecules": Molecules,
     "control": Control,
     "custom": Custom,
     "exact": Exact,

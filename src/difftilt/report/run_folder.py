@@ -30,16 +30,20 @@ class Samples:
     Attributes:
         x_0: (n, *event) ends, or None.
         log_r: (n,) log-rewards in nats, or None.
+        pictures: (k, 3, H, W) of the first ends, bytes as floats, or None.
     """
 
     x_0: np.ndarray | None
     log_r: np.ndarray | None
+    pictures: np.ndarray | None = None
 
     @property
     def kind(self) -> str:
         """How the ends can be drawn: "image", "plane" (2-D points), "cloud" or "other"."""
         if self.x_0 is None or not self.x_0.size:
             return "other"
+        if self.pictures is not None and len(self.pictures):
+            return "image"
         if self.x_0.ndim == 4 and self.x_0.shape[1] in (1, 3):
             return "image"
         if self.x_0.ndim == 3 and self.x_0.shape[2] == 3 and self.x_0.shape[1] >= FEWEST_POINTS:
@@ -128,7 +132,7 @@ def _read_samples(path: Path) -> Samples:
     from safetensors.torch import load_file
 
     tensors = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
-    samples = Samples(tensors.get("x_0"), tensors.get("log_r"))
+    samples = Samples(tensors.get("x_0"), tensors.get("log_r"), tensors.get("pictures"))
     counts = {len(each) for each in (samples.x_0, samples.log_r) if each is not None}
     if len(counts) > 1:
         raise ValueError(f"its tensors disagree on the number of draws: {sorted(counts)}")

@@ -1,7 +1,7 @@
 """From heavy atoms in space to a molecule: kinds of atoms, bonds by distance, orders by valence.
 
-A molecule is a set of heavy atoms. Each has a place and a *kind*: its element and how many hydrogens
-sit on it (``CH2``, ``NH``, ``O``, ...), so that hydrogens need no coordinates of their own.
+A molecule is a set of heavy atoms. Each has a place and a *kind*: its element and how many
+hydrogens sit on it (``CH2``, ``NH``, ``O``, ...), so that hydrogens need no places of their own.
 
     bonded(i, j)   <=>   |x_i - x_j| < 1.15 (radius_i + radius_j)        covalent radii, in Å
     order of bonds:  at each atom  Σ orders = valence - hydrogens        C 4, N 3, O 2, F 1

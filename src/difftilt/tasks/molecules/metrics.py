@@ -81,7 +81,7 @@ def score(name: Score) -> Callable[[Any], float]:
 @cache
 def _accessibility() -> Any:
     """The scorer that rdkit ships among its contributions (Ertl and Schuffenhauer 2009)."""
-    config = require("rdkit.Chem.RDConfig", "molecules")
+    config = require("rdkit.RDConfig", "molecules")
     folder = str(Path(config.RDContribDir) / "SA_Score")
     sys.path.append(folder)
     try:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt64
 from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -70,7 +70,7 @@ def load_regressor() -> "PropertyNetwork":
     return network
 
 
-def seen_molecules() -> Int[ndarray, " n"]:
+def seen_molecules() -> UInt64[ndarray, " n"]:
     """Sorted fingerprints (``metrics.fingerprint``) of the molecules that the prior has seen."""
     return np.load(_folder() / "seen.npz")["fingerprints"]
 

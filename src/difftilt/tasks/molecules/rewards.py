@@ -4,7 +4,9 @@
 
 All are bounded by 0 and never below ``floor``: a sample without valid bonds is unlikely, not
 impossible, so that every path has a finite weight. They are black boxes: kinds of atoms are read as
-the largest number, and rdkit has no gradient. ``PropertyReward(soft=True)`` is the exception.
+the largest number, and rdkit has no gradient. For methods that ask for one, ``PropertyReward`` has
+the gradient of its quadratic as if kinds were read as they are (straight through); its values are
+the same.
 """
 
 from typing import Any, final
@@ -37,13 +39,11 @@ class PropertyReward:
         wanted: its value; None takes it from the last column of the condition (B, 1 + C).
         width: standard deviation around it, above 0.
         valid: whether samples that are no molecule get the floor.
-        soft: read the kinds as they are, not their largest number: then differentiable, and
-            ``valid`` has to be False.
         floor: the least log r.
         network: the regressor; default the shipped one.
 
     Raises:
-        InputError: an unknown property, a width that is not positive, or soft and valid.
+        InputError: an unknown property, or a width that is not positive.
     """
 
     def __init__(
@@ -53,35 +53,34 @@ class PropertyReward:
         width: float,
         *,
         valid: bool = True,
-        soft: bool = False,
         floor: float = FLOOR,
         network: PropertyNetwork | None = None,
     ) -> None:
         if name not in PROPERTIES:
             raise InputError(f"the regressor knows {', '.join(PROPERTIES)}; got {name!r}")
-        if soft and valid:
-            raise InputError("whether a sample is a molecule has no gradient; give valid=False")
         self.name, self.wanted, self.width = name, wanted, _positive(width)
-        self.valid, self.soft, self.floor = valid, soft, floor
+        self.valid, self.floor = valid, floor
         self.network = load_regressor() if network is None else network
         self.bound: float | None = 0.0
 
     def values(self, x_0: Float[Tensor, "B A F"]) -> Float[Tensor, " B"]:
         """The predicted property."""
         kinds = read_kinds(x_0)
-        seen = x_0 if self.soft else encoded(x_0[..., :PLACE], kinds)
+        seen = encoded(x_0[..., :PLACE], kinds)
+        if x_0.requires_grad:
+            seen = seen + torch.cat([torch.zeros_like(x_0[..., :PLACE]), _slope(x_0)], -1)
         return self.network(seen, kinds >= 0)[:, PROPERTIES.index(self.name)]
 
     def __call__(
         self, x_0: Float[Tensor, "B A F"], condition: Tensor | None = None
     ) -> Float[Tensor, " B"]:
         wanted = self.wanted if self.wanted is not None else _last(condition, x_0)
-        log_r = -0.5 * ((self.values(x_0) - wanted) / self.width) ** 2
-        log_r = log_r.clamp(min=self.floor)
-        if not self.valid:
-            return log_r
-        found = torch.tensor([m is not None for m in molecules_of(x_0)])
-        return torch.where(found, log_r, self.floor)
+        square = -0.5 * ((self.values(x_0) - wanted) / self.width) ** 2
+        log_r = square.detach().clamp(min=self.floor)
+        if self.valid:
+            found = torch.tensor([m is not None for m in molecules_of(x_0)])
+            log_r = torch.where(found, log_r, self.floor)
+        return log_r + (square - square.detach()) if x_0.requires_grad else log_r
 
 
 @final
@@ -147,6 +146,12 @@ class SubstructureReward:
         if molecule is None:
             return self.floor
         return 0.0 if molecule.HasSubstructMatch(self._part) else self.without
+
+
+def _slope(x_0: Tensor) -> Tensor:
+    """Zeros, with the gradient of the features."""
+    features = x_0[..., PLACE:]
+    return features - features.detach()
 
 
 def _positive(width: float) -> float:
