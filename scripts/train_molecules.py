@@ -75,7 +75,7 @@ def collect(wheel: Path, out: Path, seed: int = 0) -> None:
     """Write places, kinds (-1 where no atom is), properties and SMILES of what is kept."""
     from rdkit import Chem, RDLogger
 
-    RDLogger.DisableLog("rdApp.*")
+    RDLogger.DisableLog("rdApp.*")  # pyright: ignore[reportAttributeAccessIssue]
     kept: list[tuple[Any, ...]] = []
     seen = 0
     for row in table(wheel):

@@ -120,7 +120,8 @@ def test_the_log_ratio_is_the_difference_of_two_densities_on_the_subspace():
         scores = step_scores(chain, path).log_ratio
     for n in chain.density_steps:
         x, landed = path.states[n], path.states[n - 1]
-        own, std = chain.law(chain.predict(x, n), x, n), chain.gaussian.tables.std[n]
+        own = chain.gaussian.reverse(chain.predict(x, n), x, n)
+        std = chain.gaussian.tables.std[n]
         with torch.no_grad():
             tilt = chain.tilt(x, n, chain.predict(x, n))
         assert isinstance(tilt, GaussianTilt)
@@ -160,6 +161,7 @@ def test_ends_are_centred_and_absent_atoms_are_zeros():
     chain = prior_chain()
     path = drawn(chain)
     present = present_atoms(COUNTS, ATOMS)
+    assert path.log_ratio is not None
     assert torch.equal(path.log_ratio, torch.zeros(len(COUNTS), dtype=torch.float64))
     assert float(path.x_0[..., :3].sum(1).abs().max()) < 1e-12
     assert bool((path.x_0[~present] == 0).all())
@@ -184,8 +186,10 @@ def test_an_initial_tilt_is_a_law_like_any_other():
     chain = posterior_chain()
     initial = InitialTilt((ATOMS, 3 + FEATURES)).double()
     nn.init.normal_(initial.delta, std=0.1)
+    assert chain.kernel is not None
     chain = chain.tilted(chain.kernel, initial)
     path = drawn(chain)
+    assert path.log_ratio is not None
     with torch.no_grad():
         assert torch.allclose(log_ratio(chain, path), path.log_ratio, atol=1e-8)
 
@@ -224,8 +228,9 @@ class PairByPair:
 
     def message(self, name: str, pair: Tensor) -> Tensor:
         found = nn.functional.silu(self.perceptron(f"{name}.edge_mlp", pair, 2))
-        gate = torch.sigmoid(self.layer(f"{name}.att_mlp.0", found)) if self.size.attention else 1.0
-        return found * gate
+        if not self.size.attention:
+            return found
+        return found * torch.sigmoid(self.layer(f"{name}.att_mlp.0", found))
 
     def __call__(self, x: Tensor, told: Tensor) -> Tensor:
         """Of one molecule: places (n, 3) and what its atoms are told (n, F + 1 + C)."""
@@ -244,7 +249,8 @@ class PairByPair:
                 for i in range(n):
                     others = [j for j in range(n) if j != i]
                     pairs = [torch.cat([h[i], h[j], apart[i, j]]) for j in others]
-                    total = sum(self.message(f"{block}.gcl_{g}", pair) for pair in pairs)
+                    spoken = [self.message(f"{block}.gcl_{g}", pair) for pair in pairs]
+                    total = torch.stack(spoken).sum(0)
                     heard.append(torch.cat([h[i], total / size.normaliser]))
                 h = h + self.perceptron(f"{block}.gcl_{g}.node_mlp", torch.stack(heard), 2)
             steps = []

@@ -41,10 +41,10 @@ DEFAULTS = (
 )
 TARGETS: dict[str, Molecules] = {
     "alpha": Molecules(),
-    "gap": Molecules("gap", 8.5, 0.5),
-    "mu": Molecules("mu", 4.5, 0.5),
-    "qed": Molecules("qed", 0.6, 0.05),
-    "logp": Molecules("logp", 1.5, 0.3),
+    "gap": Molecules(wanted="gap", value=8.5, width=0.5),
+    "mu": Molecules(wanted="mu", value=4.5, width=0.5),
+    "qed": Molecules(wanted="qed", value=0.6, width=0.05),
+    "logp": Molecules(wanted="logp", value=1.5, width=0.3),
 }
 
 
@@ -65,7 +65,12 @@ def build_molecule_target(name: str) -> Target:
 def molecule_setting(run: Run) -> Setting:
     """What the table gives a method."""
     recipe = TARGETS[run.target]
-    plan = replace(recipe.training, network_calls=run.calls, seed=run.seed)
+    # A third of the budget at most goes into the pool.
+    capacity = max(
+        64, min(recipe.training.replaying.pool_capacity, run.calls // (3 * recipe.steps))
+    )
+    replaying = replace(recipe.training.replaying, pool_capacity=capacity)
+    plan = replace(recipe.training, network_calls=run.calls, seed=run.seed, replaying=replaying)
     target = build_molecule_target(run.target)
     return Setting(target, recipe.form.build(), plan, run.calls, run.samples)
 

@@ -214,7 +214,7 @@ def test_a_property_reward_is_a_black_box_with_a_slope(states, unchecked):
     wanted = torch.tensor([[9.0, 60.0]]).repeat(len(states), 1)
     assert torch.allclose(PropertyReward("alpha", None, 5.0)(states, wanted), plain)
     for bad, match in (
-        (lambda: PropertyReward("weight", 1.0, 1.0), "the regressor knows"),
+        (lambda: PropertyReward("weight", 1.0, 1.0), "the regressor knows"),  # pyright: ignore[reportArgumentType]
         (lambda: PropertyReward("alpha", 1.0, -1.0), "above 0"),
         (lambda: PropertyReward("alpha", None, 1.0)(states), "needs a condition"),
     ):
