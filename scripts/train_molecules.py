@@ -83,7 +83,7 @@ def collect(wheel: Path, out: Path, seed: int = 0) -> None:
         found = heavy_atoms(row)
         if found is None or not 2 <= len(found[1]) <= MOST_ATOMS:
             continue
-        molecule = molecule_of(*found)
+        molecule = molecule_of(*found, consistent=True)
         if molecule is None:
             continue
         room = MOST_ATOMS - len(found[1])

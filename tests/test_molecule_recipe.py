@@ -39,7 +39,7 @@ def test_a_run_draws_molecules_in_its_record(tmp_path: Path, unchecked):
     record = read_run(tmp_path / "run")
     assert record.evaluation is not None
     names = [row["name"] for row in record.evaluation["rows"]]
-    assert names[:4] == ["off target", "valid", "unique", "new"]
+    assert names[:5] == ["off target", "valid", "unique", "new", "consistent"]
     assert names[-1] == "log Z"
     drawn = record.samples["posterior"]
     assert drawn.kind == "image"

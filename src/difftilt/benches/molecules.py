@@ -20,6 +20,7 @@ MOLECULE_COLUMNS = [
     Column("seed"),
     Column("off_target", "MAE"),
     Column("valid", "valid"),
+    Column("consistent", "cons."),
     Column("unique", "unique"),
     Column("new", "new"),
     Column("distance", "distance"),
@@ -31,11 +32,12 @@ MOLECULE_COLUMNS = [
 ]
 
 MOLECULE_LEGEND = """\
-MAE: mean absolute error to the wanted property, of valid samples; valid: in one piece with every
-valence met; unique: different ones among the valid; new: those that the prior was not trained on;
-distance: energy distance to rejection truth in the regressor's features, around 0 for the truth;
-mean log r: nats; log Z err: importance estimate minus rejection estimate, nats; ESS: share of the
-draws; net calls: of the training alone; s: seconds of training and drawing."""
+MAE: mean absolute error to the wanted property, of valid samples; valid: in one piece with valences
+that can be met; cons.: with the hydrogens that every kind says; unique: different ones among the
+valid; new: those that the prior was not trained on; distance: energy distance to rejection truth in
+the regressor's features, around 0 for the truth; mean log r: nats; log Z err: importance estimate
+minus rejection estimate, nats; ESS: share of the draws; net calls: of the training alone; s:
+seconds of training and drawing."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from difftilt.recipes.makers import Maker, Setting
 from difftilt.recipes.molecules import SOURCE, Molecules, nearness, off_target
 from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_row, truth_among
 from difftilt.sampling import Samples
-from difftilt.tasks.molecules.metrics import molecules_of, quality
+from difftilt.tasks.molecules.metrics import consistency, molecules_of, quality
 from difftilt.tasks.molecules.models import molecule_prior
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward
 from difftilt.tasks.molecules.values import AtomGuided
@@ -91,6 +91,7 @@ def molecule_truth(name: str, draws: int = TRUTH_DRAWS) -> Truth:
 def molecule_figures(name: str, drawn: Samples, truth: Truth) -> Row:
     """How samples compare with what was wanted, and with members of the truth."""
     found: Row = dict(quality(molecules_of(drawn.x_0)))
+    found["consistent"] = consistency(drawn.x_0)
     reward = TARGETS[name].reward()
     assert isinstance(reward, PropertyReward | ScoreReward)
     found["off_target"] = off_target(reward, drawn.x_0)

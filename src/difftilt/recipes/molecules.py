@@ -26,6 +26,7 @@ from difftilt.tasks.molecules.drawing import drawn as pictures_of
 from difftilt.tasks.molecules.metrics import (
     SCORES,
     Score,
+    consistency,
     molecules_of,
     quality,
     regressor_features,
@@ -142,11 +143,13 @@ class Molecules(Recipe):
             yield metric_row("off target", note, off)
         found = {name: quality(molecules_of(x)) for name, x in filled.items()}
         for key, note in (
-            ("valid", "share in one piece with every valence met"),
+            ("valid", "share in one piece with valences that can be met"),
             ("unique", "share of different ones among the valid"),
             ("new", "share of these that the prior was not trained on"),
         ):
             yield metric_row(key, note, {name: each[key] for name, each in found.items()})
+        said = {name: consistency(x) for name, x in filled.items()}
+        yield metric_row("consistent", "share with the hydrogens that every kind says", said)
 
     def _evidence(self, drawn: Drawn) -> Iterator[dict[str, Any]]:
         if isinstance(drawn.certificate, Certificate):

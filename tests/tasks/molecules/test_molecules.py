@@ -15,7 +15,14 @@ from difftilt.rollouts import rollout
 from difftilt.tasks.molecules import models
 from difftilt.tasks.molecules.chemistry import KINDS, VALENCES, bond_orders, molecule_of
 from difftilt.tasks.molecules.drawing import drawn
-from difftilt.tasks.molecules.metrics import fingerprint, molecules_of, quality, score, smiles_of
+from difftilt.tasks.molecules.metrics import (
+    consistency,
+    fingerprint,
+    molecules_of,
+    quality,
+    score,
+    smiles_of,
+)
 from difftilt.tasks.molecules.models import (
     MOST_ATOMS,
     encoded,
@@ -112,37 +119,49 @@ def test_what_is_in_pieces_or_has_a_wrong_valence_is_no_molecule(unchecked):
     places, kinds = at_rest("CCO")
     assert molecule_of(places, kinds) is not None
     assert molecule_of(places + np.array([[0, 0, 0], [0, 0, 0], [9, 9, 9]]), kinds) is None
-    assert molecule_of(places, np.array([kinds[0], kinds[1], KINDS.index(KINDS[7])])) is None
-    assert molecule_of(0.3 * places, kinds) is None
+    carbonyl = np.array([kinds[0], kinds[1], [str(k) for k in KINDS].index("O")])
+    assert molecule_of(places, carbonyl, consistent=True) is None
+    assert chem.MolToSmiles(molecule_of(places, carbonyl)) == "CCO"
+    crowded, others = at_rest("CC(C)(C)C#C")
+    assert molecule_of(0.2 * crowded, others) is None
     with pytest.raises(InputError, match="a kind for each place"):
         molecule_of(places, kinds[:2])
 
 
 def test_bond_orders_are_those_of_an_enumeration(unchecked):
-    """All graphs of four atoms with up to three bonds, all sums up to 4: 25,000 cases."""
+    """All graphs of four atoms with up to three bonds, all sums up to 4: shortest by the fewest."""
     every = list(combinations(range(4), 2))
     for count in (1, 2, 3):
         for pairs in combinations(every, count):
-            reached = set()
+            reached = []
             for orders in product((1, 2, 3), repeat=count):
                 sums = [0] * 4
                 for (i, j), order in zip(pairs, orders, strict=True):
                     sums[i] += order
                     sums[j] += order
-                reached.add(tuple(sums))
-            for wanted in product(range(5), repeat=4):
-                found = bond_orders(pairs, wanted)
-                assert (found is not None) == (wanted in reached)
+                reached.append(sums)
+            least = [sum(k in pair for pair in pairs) for k in range(4)]
+            for wanted in product(*(range(low, 5) for low in least)):
+                short = [
+                    sum(wanted) - sum(sums)
+                    for sums in reached
+                    if all(s <= w for s, w in zip(sums, wanted, strict=True))
+                ]
+                orders, found = bond_orders(pairs, wanted)
+                assert found == min(short)
+                assert found == sum(wanted) - 2 * sum(orders)
 
 
 def test_shorter_bonds_get_the_higher_order():
-    """A ring of four with one double bond too many to place: the first pair takes it."""
+    """A ring of four with two double bonds to place: the first pair takes one."""
     ring = [(0, 1), (1, 2), (2, 3), (0, 3)]
-    assert bond_orders(ring, [3, 3, 3, 3]) == [2, 1, 2, 1]
-    assert bond_orders(ring[1:] + ring[:1], [3, 3, 3, 3]) == [2, 1, 2, 1]
+    assert bond_orders(ring, [3, 3, 3, 3]) == ([2, 1, 2, 1], 0)
+    assert bond_orders(ring[1:] + ring[:1], [3, 3, 3, 3]) == ([2, 1, 2, 1], 0)
+    assert bond_orders(ring, [3, 3, 3, 2]) == ([2, 1, 1, 1], 1)
 
 
 def test_quality_counts_what_it_says(states):
+    assert consistency(states) == 1
     broken = states[:1] * torch.tensor([5.0] * 3 + [1.0] * len(KINDS))
     found = quality(molecules_of(torch.cat([states[:3], states[:1], broken])))
     assert found["valid"] == pytest.approx(0.8)

@@ -1,7 +1,8 @@
 """What is said of a set of molecules: valid, unique, new, and their properties by rdkit.
 
-A sample is *valid* if ``chemistry.molecule_of`` finds a molecule in it; *unique* is the share of
-different SMILES among the valid ones, and *new* the share of these that the prior has not seen.
+A sample is *valid* if ``chemistry.molecule_of`` finds a molecule in it, and *consistent* if every
+atom also has the hydrogens that its kind says; *unique* is the share of different SMILES among the
+valid ones, and *new* the share of these that the prior has not seen.
 """
 
 import hashlib
@@ -26,10 +27,16 @@ SCORES: tuple[Score, ...] = get_args(Score)
 """Drug-likeness in [0, 1], octanol-water log P (Crippen), synthetic accessibility in [1, 10]."""
 
 
-def molecules_of(states: Float[Tensor, "B A F"]) -> list[Any | None]:
-    """The rdkit molecule of each state, or None where there is none."""
+def molecules_of(states: Float[Tensor, "B A F"], consistent: bool = False) -> list[Any | None]:
+    """The rdkit molecule of each state, or None where there is none (``chemistry.molecule_of``)."""
     kinds, places = read_kinds(states).numpy(), states[..., :PLACE].detach().double().numpy()
-    return [molecule_of(x[k >= 0], k[k >= 0]) for x, k in zip(places, kinds, strict=True)]
+    each = zip(places, kinds, strict=True)
+    return [molecule_of(x[k >= 0], k[k >= 0], consistent) for x, k in each]
+
+
+def consistency(states: Float[Tensor, "B A F"]) -> float:
+    """The share of states whose kinds meet every valence by themselves."""
+    return sum(m is not None for m in molecules_of(states, consistent=True)) / len(states)
 
 
 def smiles_of(molecules: Sequence[Any | None]) -> list[str | None]:
