@@ -49,9 +49,9 @@ MoleculeReward = PropertyReward | ScoreReward | SubstructureReward
 
 def _training() -> Training:
     return Training(
-        steps=160,
+        steps=480,
         batch=16,
-        warm_start=0.8,
+        warm_start=0.7,
         warm_start_loss="denoising",
         anchor=0.008,
         chunk=256,
