@@ -125,6 +125,21 @@ class RectifiedFlow(Schedule):
         return 1 - self.t_max * t, self.t_max * t
 
 
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """``alpha² = (1 - 2 precision) (1 - t^power)² + precision``, variance preserving.
+
+    Source: Hoogeboom et al. 2022, appendix B (arXiv 2203.17003), whose power is 2.
+    """
+
+    power: float = 2.0
+    precision: float = 1e-5
+
+    def alpha_sigma(self, t: Float[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+        square = (1 - 2 * self.precision) * (1 - t**self.power) ** 2 + self.precision
+        return square.sqrt(), (1 - square).sqrt()
+
+
 def levels_from_log_snr(log_snr: Float[Tensor, " N"]) -> NoiseLevels:
     """Variance-preserving levels ``1 ... N`` from falling log-SNRs; level 0 is data.
 

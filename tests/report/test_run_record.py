@@ -27,13 +27,6 @@ def test_kinds_of_draws(tmp_path: Path, save_samples):
     assert kinds == ["plane", "image", "other"]
 
 
-def test_images_of_another_range_are_shown_as_they_are(tmp_path: Path, save_samples):
-    (tmp_path / "evaluation.json").write_text('{"pixels": [0.0, 1.0]}')
-    save_samples(tmp_path / "samples", "prior", torch.full((1, 3, 2, 2), 0.25), torch.zeros(1))
-    x_0 = read_run(tmp_path).samples["prior"].x_0
-    assert x_0 is not None and (x_0 == -0.5).all()
-
-
 def test_damaged_files_are_named(image_run: Path):
     (image_run / "certificate.json").write_text('{"trust": tr')
     (image_run / "evaluation.json").write_text("[1, 2]")

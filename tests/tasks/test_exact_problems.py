@@ -18,6 +18,7 @@ STANDARD_ERRORS = 5  # two-sided false alarm 6e-7 for each of some 300 statistic
 NAMES = (
     *(f"linear_gaussian_d{d}" for d in (2, 10, 50)),
     *(f"linear_gaussian_isotropic_d{d}" for d in (2, 10, 50)),
+    "centred_gaussian_n4",
     *("gmm9of25", "ring8_alpha3", "ring8_alpha10", "ring8_alpha20"),
     *("rings", "moons", "checkerboard", "spirals", "swissroll"),
     *("wells_d8", "wells_d32", "rare_corner", "neural_ring8"),

@@ -4,6 +4,7 @@ from difftilt.benches.base import Table
 from difftilt.benches.control import bandits, control
 from difftilt.benches.exact import controls, exact, labels
 from difftilt.benches.images import images
+from difftilt.benches.molecules import molecules
 from difftilt.benches.shapes import shapes
 from difftilt.benches.text import infill
 from difftilt.benches.text_to_image import text_to_image
@@ -15,6 +16,7 @@ TABLES = {
     "bandits": Table(bandits, "offline control with the answer: many states, every β at once"),
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "infill": Table(infill, "the text table: the missing sentence of held-out stories"),
+    "molecules": Table(molecules, "a wanted property: methods beside rejection truth, in 3D"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),
     "text_to_image": Table(
         text_to_image, "the text-to-image table: prompts that a prior never saw"

@@ -98,6 +98,10 @@ class Recipe(ABC):
         """Samples as lines of text, where they are text."""
         return None
 
+    def pictured(self, job: Job, samples: Samples) -> Tensor | None:
+        """The first samples as pictures (n, 3, H, W) of bytes, where they can be drawn as such."""
+        return None
+
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         """The report's table: title, rows (name, prior, posterior, ...) and notes."""
         rows = [_mean_log_r(drawn)]

@@ -6,6 +6,7 @@ from difftilt.recipes.custom import Custom
 from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
+from difftilt.recipes.molecules import Molecules
 from difftilt.recipes.rocstories import RocStories
 from difftilt.recipes.sequences import Sequences
 from difftilt.recipes.shapes import Shapes
@@ -20,6 +21,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "text_to_image": HeldOutPrompts,
     "sd": StableDiffusion,
     "sequences": Sequences,
+    "molecules": Molecules,
     "control": Control,
     "custom": Custom,
     "exact": Exact,

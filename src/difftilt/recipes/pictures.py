@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
 from difftilt.training.files import write_bytes
 
 Kind = Literal["png", "gif", "svg"]
+
+MOST_SHOWN = 64
+
+
+def as_bytes(pictures: Float[Tensor, "n 3 H W"]) -> UInt8[Tensor, "k 3 H W"]:
+    """The first pictures in [0, 1] as ``Recipe.pictured`` wants them."""
+    return (255 * pictures[:MOST_SHOWN].clamp(0, 1)).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)

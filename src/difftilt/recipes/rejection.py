@@ -58,6 +58,13 @@ def rejected(prior: Samples, beta: float, seed: int) -> Tensor:
     return accepted(prior.x_0, beta * prior.log_r, seed)
 
 
+def halved(samples: Samples, last: int) -> tuple[Samples, Samples]:
+    """All draws but the last few, and those."""
+    assert samples.log_r is not None
+    first, rest = samples.x_0[:-last], samples.x_0[-last:]
+    return Samples(first, samples.log_r[:-last]), Samples(rest, samples.log_r[-last:])
+
+
 def prior_log_z(prior: Samples, beta: float) -> float:
     """``log Z``, nats, from the rewards of prior draws."""
     assert prior.log_r is not None

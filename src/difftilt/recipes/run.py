@@ -175,7 +175,8 @@ def _certified(job: Job, paths: int, **options: Any) -> Certificate | Conditiona
 def _save(opened: RunFolder, name: str, samples: Samples, job: Job, recipe: Recipe) -> Path:
     assert samples.log_r is not None
     decoded, lines = job.target.prior.decoded(samples.x_0), recipe.readable(job, samples)
-    path = opened.save_samples(name, decoded, samples.log_r, samples.log_w)
+    pictures = recipe.pictured(job, samples)
+    path = opened.save_samples(name, decoded, samples.log_r, samples.log_w, pictures=pictures)
     return path if lines is None else opened.save_lines(name, lines)
 
 

@@ -17,8 +17,7 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.loading import load
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
-from difftilt.recipes.rejection import prior_log_z, rejected
-from difftilt.sampling import Samples
+from difftilt.recipes.rejection import halved, prior_log_z, rejected
 from difftilt.tasks.images import diversity, frechet_distance
 from difftilt.tasks.shapes.distances import (
     SetDistances,
@@ -108,13 +107,6 @@ class Shapes(Recipe):
         values = {"truth": prior_log_z(drawn.prior, self.beta), "posterior": best.value}
         note = f"posterior: the certificate, [{best.low:.2f}, {best.high:.2f}]"
         return metric_row("log Z", note, values)
-
-
-def halved(samples: Samples, last: int) -> tuple[Samples, Samples]:
-    """All draws but the last few, and those."""
-    assert samples.log_r is not None
-    first, rest = samples.x_0[:-last], samples.x_0[-last:]
-    return Samples(first, samples.log_r[:-last]), Samples(rest, samples.log_r[-last:])
 
 
 SET_NOTE = (

@@ -41,7 +41,7 @@ from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.custom import fitting
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.picture_sheets import prompt_sheet
-from difftilt.recipes.pictures import Picture
+from difftilt.recipes.pictures import MOST_SHOWN, Picture, as_bytes
 from difftilt.sampling import Samples
 from difftilt.text_to_image import TextToImagePrior
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
@@ -147,12 +147,10 @@ class StableDiffusion(Recipe):
             note = f"the certificate, [{best.low:.2f}, {best.high:.2f}]"
             rows.append(metric_row(f"log Z of {prompt!r}", note, {"posterior": best.value}))
         notes = [f"{len(job.names)} prompts; certificate on average: {drawn.certificate.verdict}."]
-        return {
-            "title": "Pictures of the prompts",
-            "rows": rows,
-            "notes": notes,
-            "pixels": [0.0, 1.0],
-        }
+        return {"title": "Pictures of the prompts", "rows": rows, "notes": notes}
+
+    def pictured(self, job: Job, samples: Samples) -> Tensor | None:
+        return as_bytes(job.target.prior.decoded(samples.x_0[:MOST_SHOWN]))
 
     def pictures(self, job: Job, drawn: Drawn) -> list[Picture]:
         """The first pictures of the first prompts, by each sampler."""

@@ -30,16 +30,20 @@ class Samples:
     Attributes:
         x_0: (n, *event) ends, or None.
         log_r: (n,) log-rewards in nats, or None.
+        pictures: (k, 3, H, W) of the first ends, bytes as floats, or None.
     """
 
     x_0: np.ndarray | None
     log_r: np.ndarray | None
+    pictures: np.ndarray | None = None
 
     @property
     def kind(self) -> str:
         """How the ends can be drawn: "image", "plane" (2-D points), "cloud" or "other"."""
         if self.x_0 is None or not self.x_0.size:
             return "other"
+        if self.pictures is not None and len(self.pictures):
+            return "image"
         if self.x_0.ndim == 4 and self.x_0.shape[1] in (1, 3):
             return "image"
         if self.x_0.ndim == 3 and self.x_0.shape[2] == 3 and self.x_0.shape[1] >= FEWEST_POINTS:
@@ -93,11 +97,7 @@ def read_run(folder: Path) -> RunRecord:
         certificate=records["certificate"],
         evaluation=records["evaluation"],
         metrics=tuple(_read_metrics(folder / "metrics.jsonl", problems)),
-        samples={
-            name: _in_range(samples, records["evaluation"])
-            for name, samples in found.items()
-            if samples is not None
-        },
+        samples={name: samples for name, samples in found.items() if samples is not None},
         problems=tuple(problems),
     )
 
@@ -132,20 +132,11 @@ def _read_samples(path: Path) -> Samples:
     from safetensors.torch import load_file
 
     tensors = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
-    samples = Samples(tensors.get("x_0"), tensors.get("log_r"))
+    samples = Samples(tensors.get("x_0"), tensors.get("log_r"), tensors.get("pictures"))
     counts = {len(each) for each in (samples.x_0, samples.log_r) if each is not None}
     if len(counts) > 1:
         raise ValueError(f"its tensors disagree on the number of draws: {sorted(counts)}")
     return samples
-
-
-def _in_range(samples: Samples, evaluation: Mapping[str, Any] | None) -> Samples:
-    """Images in [-1, 1], whatever range of pixels the evaluation names."""
-    pixels = (evaluation or {}).get("pixels")
-    if samples.kind != "image" or samples.x_0 is None or not isinstance(pixels, list):
-        return samples
-    low, high = (float(end) for end in pixels)
-    return Samples(2 * (samples.x_0 - low) / (high - low) - 1, samples.log_r)
 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:

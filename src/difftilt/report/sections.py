@@ -104,9 +104,10 @@ def _drawn(name: str, samples: Samples, sets: Mapping[str, Samples]) -> tuple[Ht
         return absent(f"Each draw is {shape}: no picture, see the rewards below."), ""
     total = len(samples.x_0)
     if samples.kind == "image":
-        count = f"{pictures.images_shown(samples.x_0):,} of {total:,} draws"
+        images = samples.x_0 if samples.pictures is None else samples.pictures / 127.5 - 1
+        count = f"{pictures.images_shown(images):,} of {total:,} draws"
         alternative = f"Grid of images, {count} of the {TITLES[name].lower()}"
-        return pictures.image_grid(samples.x_0, alternative), count
+        return pictures.image_grid(images, alternative), count
     if samples.kind == "cloud":
         count = f"{min(total, turntable.MOST_CLOUDS):,} of {total:,} draws"
         alternative = f"Turning clouds of points, {count} of the {TITLES[name].lower()}"

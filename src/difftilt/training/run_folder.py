@@ -180,8 +180,9 @@ class RunFolder:
         log_r: Float[Tensor, " n"],
         log_w: Float[Tensor, " n"] | None = None,
         seed: int | None = None,
+        pictures: Shaped[Tensor, "k 3 H W"] | None = None,
     ) -> Path:
-        """Write ``samples/name.safetensors``.
+        """Write ``samples/name.safetensors``, with pictures of the first samples if there are any.
 
         Raises:
             CheckpointError: the disk is full; older samples are intact.
@@ -189,6 +190,7 @@ class RunFolder:
         tensors = {"x_0": x_0, "log_r": log_r}
         tensors |= {} if log_w is None else {"log_w": log_w}
         tensors |= {} if seed is None else {"seed": torch.tensor(seed)}
+        tensors |= {} if pictures is None else {"pictures": pictures}
         path = self._samples(name)
         write_tensors(path, tensors)
         return path

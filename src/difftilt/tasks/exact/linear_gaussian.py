@@ -6,6 +6,10 @@ from ``N(m, S)`` (its kernels have isotropic variance), so truth is the recursio
 
 The isotropic variants have ``S = s² I`` and an A that measures single coordinates. There the Doob
 kernels are diagonal, so a Gaussian kernel with learned variance can be exact.
+
+The centred variant is n atoms in space without their centre of mass: ``S = 1.5 P``, of rank
+``3 (n - 1)``, with P taking the mean off, and an A that reads ``P x`` alone. Its log Z is that of
+densities on the subspace, because the inert directions are those of the prior's chain throughout.
 """
 
 import math
@@ -90,6 +94,17 @@ def isotropic_model(dimension: int, seed: int = 0) -> LinearModel:
     return _observed(draw(dimension), covariance, matrix, draw)
 
 
+def centred_model(atoms: int, seed: int = 0) -> LinearModel:
+    """Atoms in space whose mean is 0, and three dense measurements of their places."""
+    draw, d = _normals(seed), 3 * atoms
+    between = torch.eye(atoms, dtype=torch.float64) - 1 / atoms
+    projection = torch.kron(between, torch.eye(3, dtype=torch.float64))
+    matrix = draw(3, d) / math.sqrt(d) @ projection
+    clean = projection @ (math.sqrt(1.5) * draw(d))
+    mean = torch.zeros(d, dtype=torch.float64)
+    return LinearModel(mean, 1.5 * projection, matrix, matrix @ clean + NOISE * draw(3))
+
+
 def _normals(seed: int) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
@@ -161,5 +176,16 @@ def linear_gaussian_isotropic(dimension: int, steps: int = 20) -> ExactProblem:
         f"linear_gaussian_isotropic_d{dimension}",
         f"isotropic Gaussian prior in {dimension} dimensions, half of them measured",
         isotropic_model(dimension),
+        steps,
+    )
+
+
+@cache
+def centred_gaussian(atoms: int, steps: int = 20) -> ExactProblem:
+    """Atoms without a centre of mass: a prior on a subspace of ``3 (atoms - 1)`` dimensions."""
+    return _problem(
+        f"centred_gaussian_n{atoms}",
+        f"{atoms} atoms without a centre of mass, 3 noisy linear measurements",
+        centred_model(atoms),
         steps,
     )

@@ -1,0 +1,147 @@
+"""Methods beside rejection truth on the shipped prior of small molecules.
+
+Every method gets one budget of network calls. Samples are judged by how far the wanted property is
+off, by rdkit's validity, and by their distance to the truth in the regressor's features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from difftilt.forms import Form
+from difftilt.posteriors import Prior, Target
+from difftilt.recipes.cells import Cell, Cells, cells_of
+from difftilt.recipes.image_methods import network_methods, training_free_methods
+from difftilt.recipes.makers import Maker, Setting
+from difftilt.recipes.molecules import SOURCE, Molecules, nearness, off_target
+from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_row, truth_among
+from difftilt.sampling import Samples
+from difftilt.tasks.molecules.metrics import consistency, molecules_of, quality
+from difftilt.tasks.molecules.models import molecule_prior
+from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward
+from difftilt.tasks.molecules.values import AtomGuided
+
+TRUTH_DRAWS = 2048
+PRIOR_SEED, TRUTH_SEED = 92_001, 92_002
+DEFAULTS = (
+    "rtb",
+    "rgdm",
+    "rgdm_paper",
+    "reward_weighted",
+    "cep",
+    "ppo_kl",
+    "ddpo",
+    "dps",
+    "fk_steering",
+    "best_of_n",
+    "importance",
+)
+TARGETS: dict[str, Molecules] = {
+    "alpha": Molecules(),
+    "gap": Molecules(wanted="gap", value=8.5, width=0.5),
+    "mu": Molecules(wanted="mu", value=4.5, width=0.5),
+    "qed": Molecules(wanted="qed", value=0.6, width=0.05),
+    "logp": Molecules(wanted="logp", value=1.5, width=0.3),
+}
+
+
+def _atom_guided(form: Form | None) -> AtomGuided:
+    return AtomGuided()
+
+
+def molecule_methods() -> dict[str, Maker]:
+    """The methods of the table by name: those of the vision table that need no labels."""
+    return network_methods(_atom_guided) | training_free_methods()
+
+
+def build_molecule_target(name: str) -> Target:
+    """The shipped prior tilted towards a wanted property."""
+    return TARGETS[name].job().target
+
+
+def molecule_setting(run: Run) -> Setting:
+    """What the table gives a method."""
+    recipe = TARGETS[run.target]
+    # A third of the budget at most goes into the pool.
+    capacity = max(
+        64, min(recipe.training.replaying.pool_capacity, run.calls // (3 * recipe.steps))
+    )
+    replaying = replace(recipe.training.replaying, pool_capacity=capacity)
+    plan = replace(recipe.training, network_calls=run.calls, seed=run.seed, replaying=replaying)
+    target = build_molecule_target(run.target)
+    return Setting(target, recipe.form.build(), plan, run.calls, run.samples)
+
+
+@cache
+def molecule_prior_draws(steps: int, draws: int = TRUTH_DRAWS) -> Tensor:
+    """Samples of the shipped prior, drawn once for all targets."""
+    return Prior(molecule_prior(steps), source=SOURCE).sample(draws, seed=PRIOR_SEED)
+
+
+@cache
+def molecule_truth(name: str, draws: int = TRUTH_DRAWS) -> Truth:
+    """Prior samples accepted with probability r; the same ones for every method and seed."""
+    x_0 = molecule_prior_draws(TARGETS[name].steps, draws)
+    return truth_among(build_molecule_target(name), x_0, TRUTH_SEED)
+
+
+def molecule_figures(name: str, drawn: Samples, truth: Truth) -> Row:
+    """How samples compare with what was wanted, and with members of the truth."""
+    found: Row = dict(quality(molecules_of(drawn.x_0)))
+    found["consistent"] = consistency(drawn.x_0)
+    reward = TARGETS[name].reward()
+    assert isinstance(reward, PropertyReward | ScoreReward)
+    found["off_target"] = off_target(reward, drawn.x_0)
+    enough = len(truth.members) > 1
+    found["distance"] = nearness(drawn.x_0, truth.members) if enough else None
+    return found
+
+
+def molecule_row(run: Run, truth: Truth) -> Row:
+    """Make one sampler of one target and measure it."""
+    make, setting = molecule_methods()[run.method], molecule_setting(run)
+    return measured_row(
+        run, make, setting, truth, lambda drawn, t: molecule_figures(run.target, drawn, t)
+    )
+
+
+@dataclass(frozen=True)
+class MoleculeBench:
+    """What the table runs.
+
+    Arguments:
+        targets: by name.
+        methods: by name.
+        seeds: of the trainings.
+        calls: network calls of each training.
+        samples: drawn of each sampler.
+
+    Raises:
+        InputError: an unknown target or method.
+    """
+
+    targets: list[str]
+    methods: list[str]
+    seeds: list[int]
+    calls: int
+    samples: int
+
+    def __post_init__(self) -> None:
+        check_names(self.targets, dict(TARGETS), "target")
+        check_names(self.methods, dict(molecule_methods()), "method")
+
+    def cells(self) -> Cells:
+        """One per target, method and seed."""
+        names = cells_of(problem=self.targets, method=self.methods, seed=self.seeds)
+        return Cells(names, {"calls": self.calls, "samples": self.samples}, self._rows_of)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per target, method and seed."""
+        return self.cells().rows()
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        run = Run(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
+        return [molecule_row(run, molecule_truth(run.target))]
