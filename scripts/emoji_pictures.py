@@ -2,8 +2,8 @@
 
 A drawing is tinted: its luminance chooses a shade between a dark and a light version of a named
 colour, which itself varies a little. It is put on white at 32x32, shifted by up to 2 pixels and
-mirrored half of the time. One picture in eight of the prior's keeps its own colours, and its caption
-names no colour.
+mirrored half of the time. One picture in eight of the prior's keeps its own colours, and its
+caption names no colour.
 
 The cells (drawing, colour) are split by parity: the reward is trained on the even ones, the
 judge on the odd ones, and the prior on those of both whose pair of words is not held out.

@@ -20,9 +20,9 @@ import torch
 import tyro
 from emoji_pictures import EmojiPictures, Pictures
 from safetensors.torch import save_file
+from text_to_image_parts import LENGTH, new_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from train_text_to_image import LENGTH, new_tokenizer
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig  # pyright: ignore
 
 from difftilt.tasks.emoji_words import COLOURS, TEMPLATES
@@ -63,7 +63,7 @@ def new_clip(tokenizer: Any) -> CLIPModel:
     )
     vision = CLIPVisionConfig(
         image_size=32,
-        patch_size=4,
+        patch_size=8,
         hidden_size=112,
         intermediate_size=224,
         num_hidden_layers=3,
@@ -112,7 +112,7 @@ def fit(parameters: list[Any], loss: Callable[[], Tensor], settings: Settings) -
 def train_reward(settings: Settings) -> None:
     """The small CLIP, saved in half precision."""
     folder = settings.out / "picture_reward"
-    tokenizer = new_tokenizer(folder)
+    tokenizer = new_tokenizer()
     model = new_clip(tokenizer)
     captions = torch.stack([caption_tokens(tokenizer, t) for t in range(len(TEMPLATES))])
     pictures = EmojiPictures(settings.data, "reward")

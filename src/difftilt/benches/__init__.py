@@ -15,5 +15,7 @@ TABLES = {
     "labels": Table(labels, "CEP's labels: what each kind learns of a rare reward"),
     "infill": Table(infill, "the text table: the missing sentence of held-out stories"),
     "images": Table(images, "the vision table: classes of garments beside rejection truth"),
-    "text_to_image": Table(text_to_image, "the text-to-image table: prompts that a prior never saw"),
+    "text_to_image": Table(
+        text_to_image, "the text-to-image table: prompts that a prior never saw"
+    ),
 }

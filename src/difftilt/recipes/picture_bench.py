@@ -1,7 +1,7 @@
 """The text-to-image table: methods beside rejection truth on prompts that the prior never saw.
 
-Truth is rejection: pictures of the prior, of each prompt, kept with probability ``r^β``. All figures
-are of one prompt at a time, averaged (``tasks.picture_figures``).
+Truth is rejection: pictures of the prior, of each prompt, kept with probability ``r^β``. All
+figures are of one prompt at a time, averaged (``tasks.picture_figures``).
 """
 
 import multiprocessing

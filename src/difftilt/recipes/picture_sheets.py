@@ -58,7 +58,9 @@ def pareto_plot(points: Mapping[str, tuple[float, float]]) -> Picture:
     axes.set_xlabel("diversity: mean pairwise feature distance within a prompt", fontsize=9)
     axes.set_ylabel("mean log r, nats", fontsize=9)
     axes.margins(0.15)
-    caption = "Reward against diversity: up and to the right is better, the truth is what is aimed at."
+    caption = (
+        "Reward against diversity: up and to the right is better, the truth is what is aimed at."
+    )
     return Picture("png", _bytes(figure, "png"), caption)
 
 

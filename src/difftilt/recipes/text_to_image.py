@@ -1,10 +1,11 @@
 """Pictures that obey the prompt: the shipped text-to-image prior on prompts that it never saw.
 
-The prior has seen every colour and every thing, but these pairs of them never together; the reward is
-the log-probability of the prompt that a small image-text model gives to the picture, used as a black
-box. One posterior, low-rank adapters on the prior's network, is trained for all prompts; baselines
-get the same adapters, prompts and number of network calls. A classifier that no training has seen
-judges. The truth is rejection: the prior's pictures of a prompt, kept with probability r^β.
+The prior has seen every colour and every thing, but these pairs of them never together; the reward
+is the log-probability of the prompt that a small image-text model gives to the picture, used as a
+black box. One posterior, low-rank adapters on the prior's network, is trained for all prompts;
+baselines get the same adapters, prompts and number of network calls. A classifier that no training
+has seen judges. The truth is rejection: the prior's pictures of a prompt, kept with probability
+r^β.
 """
 
 from dataclasses import dataclass, field, replace

@@ -78,9 +78,7 @@ def picture_figures(
     return {**found, "energy": _mean(distances)}
 
 
-def accepted(
-    prior: PromptPictures, beta: float, generator: torch.Generator
-) -> PromptPictures:
+def accepted(prior: PromptPictures, beta: float, generator: torch.Generator) -> PromptPictures:
     """Exact draws of a prompt's posterior: pictures of the prior kept with probability r^β <= 1."""
     if bool((prior.log_r > 0).any()):
         raise InputError("rejection needs log r <= 0, got a positive one; resample instead")

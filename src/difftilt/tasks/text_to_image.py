@@ -1,8 +1,9 @@
 """Pictures that obey the prompt: the shipped text-to-image prior, a reward and a judge.
 
-The prior is an ordinary ``StableDiffusionPipeline`` folder (`text_to_image_prior_folder`) that draws
-tinted emoji at 32x32 from captions such as ``"a green rabbit"``. It has seen every word, but a
-quarter of the (colour, thing) pairs never together (`held_out_prompts`): these it often gets wrong.
+The prior is an ordinary ``StableDiffusionPipeline`` folder (`text_to_image_prior_folder`) that
+draws tinted emoji at 32x32 from captions such as ``"a green rabbit"``. It has seen every word, but
+a quarter of the (colour, thing) pairs never together (`held_out_prompts`): these it often gets
+wrong.
 
 Two networks judge, trained on disjoint halves of the tinted drawings, both on every pair:
 
