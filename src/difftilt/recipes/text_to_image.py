@@ -18,7 +18,15 @@ from difftilt.recipes.form import FormChoice
 from difftilt.recipes.makers import Setting
 from difftilt.recipes.picture_methods import NETWORK_CALLS, picture_plan, trained_picture_methods
 from difftilt.recipes.picture_sheets import pareto_plot, prompt_sheet
-from difftilt.recipes.picture_task import Judging, default_prompts, in_turn, picture_task
+from difftilt.recipes.picture_task import (
+    BETA,
+    GUIDANCE,
+    STEPS,
+    Judging,
+    default_prompts,
+    in_turn,
+    picture_task,
+)
 from difftilt.recipes.pictures import Picture
 from difftilt.sampling import Samples
 from difftilt.tasks.picture_figures import PromptPictures, picture_figures
@@ -52,9 +60,9 @@ class HeldOutPrompts(Recipe):
 
     prompts: tuple[str, ...] = ()
     baselines: tuple[Baseline, ...] = ("ddpo", "dpok")
-    steps: int = 20
-    guidance_scale: float = 1.5
-    beta: float = 1.0
+    steps: int = STEPS
+    guidance_scale: float = GUIDANCE
+    beta: float = BETA
     samples: int = 256
     certificate_paths: int = 1024
     form: FormChoice = field(default_factory=lambda: FormChoice("lora", rank=16, targets="all"))
