@@ -1,11 +1,14 @@
 """Peak memory of one update of relative trajectory balance, by the number of steps.
 
-A UNet2DModel of 15.9 M parameters (random weights, 32 × 32, one channel) as the prior, and low-rank
-adapters of rank 32 in it as the posterior. Each number of steps runs one ``training_step`` (draw
-paths, residual, chunked backward, optimiser) in a process of its own. The extra memory is the peak
-resident size during the step minus the resident size before it, with the models built and one
-throw-away update done at N = 2, so that what a first call loads (kernels, thread pools, Adam's
-moments) is not billed to any N.
+``--model pixels``: a UNet2DModel of 15.9 M parameters (random weights, 32 × 32, one channel) as the
+prior, and low-rank adapters of rank 32 in it as the posterior. ``--model text_to_image``: a
+StableDiffusionPipeline (random weights, latents of 4 × 32 × 32) under classifier-free guidance,
+both halves in one batch, and adapters of rank 4 on attention.
+
+Each number of steps runs one ``training_step`` (draw paths, residual, chunked backward, optimiser)
+in a process of its own. The extra memory is the peak resident size during the step minus the
+resident size before it, with the models built and one throw-away update done at N = 2, so that what
+a first call loads (kernels, thread pools, Adam's moments) is not billed to any N.
 
 Allocator noise: glibc keeps freed blocks below its mmap threshold, and raises that threshold as a
 process frees larger ones, so the same tensors may cost twice the memory by the order of their
@@ -13,6 +16,7 @@ release. The child runs with the threshold fixed (MALLOC_MMAP_THRESHOLD_), so th
 tensor returns to the system when it is freed.
 
     python benchmarks/memory.py --steps 10 100 --batch 16 --chunk 32 --json-file memory.json
+    python benchmarks/memory.py --model text_to_image --steps 10 50 --batch 4 --chunk 8
 """
 
 import json
@@ -33,15 +37,20 @@ BAR = 1.1
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: N, paths per update, states per network call with a graph."""
+    """One measurement: N, paths per update, states per network call with a graph, the model."""
 
     steps: int
     batch: int
     chunk: int
+    model: str = "pixels"
 
 
-def build_unet() -> Any:
-    """The UNet2DModel of the official image experiments, 15.89 M parameters."""
+def build_prior(model: str) -> Any:
+    """A small StableDiffusionPipeline, or the UNet2DModel of the official image experiments."""
+    if model == "text_to_image":
+        from pictures import small_pipeline
+
+        return small_pipeline(32, (32, 64))
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     return UNet2DModel(
@@ -61,15 +70,20 @@ def build_state(unet: Any, case: Case) -> Any:
     from difftilt.posteriors import LoRA, load
     from difftilt.training.plan import RTB, BehaviourWeights, Training
 
-    prior = load(DDPMPipeline(unet, DDPMScheduler()), steps=case.steps)
-    target = prior.tilt(lambda x: -x.square().mean((1, 2, 3)))
     plan = Training(
         batch=case.batch,
         chunk=case.chunk,
         warm_start=0.0,
         objective=RTB(log_z="learned"),
         behaviour=BehaviourWeights(on_policy=1.0, pool=0.0),
+        paths_per_condition=2,
     )
+    if case.model == "text_to_image":
+        prior = load(unet, steps=case.steps, guidance_scale=7.5)
+        task = prior.draw(["a cat", "a dog"], lambda x: -x.square().mean((1, 2, 3)))
+        return task.target.state(task.target.posterior(LoRA(rank=4)), plan, task.sources)
+    prior = load(DDPMPipeline(unet, DDPMScheduler()), steps=case.steps)
+    target = prior.tilt(lambda x: -x.square().mean((1, 2, 3)))
     return target.state(target.posterior(LoRA(rank=32)), plan)
 
 
@@ -85,9 +99,10 @@ def measure(case: Case) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    unet = build_unet()
-    parameters = sum(p.numel() for p in unet.parameters())
-    training_step(build_state(unet, Case(2, 2, 2)))
+    unet = build_prior(case.model)
+    network = unet.unet if case.model == "text_to_image" else unet
+    parameters = sum(p.numel() for p in network.parameters())
+    training_step(build_state(unet, Case(2, 2, 2, case.model)))
     state = build_state(unet, case)
     before, started = resident_megabytes(), time.process_time()
     training_step(state)
@@ -120,6 +135,7 @@ def main(
     steps: tuple[int, ...] = (10, 100),
     batch: int = 16,
     chunk: int = 32,
+    model: str = "pixels",
     json_file: Path | None = None,
 ) -> None:
     """Peak extra memory of one update for each number of steps.
@@ -128,11 +144,12 @@ def main(
         steps: numbers of steps N; the first is what the others are compared with.
         batch: paths per update.
         chunk: states per network call with a graph.
+        model: "pixels" or "text_to_image".
         json_file: write the rows there.
     """
     rows: list[dict[str, Any]] = []
     for n in steps:
-        row = measure_apart(Case(n, batch, chunk))
+        row = measure_apart(Case(n, batch, chunk, model))
         row["ratio"] = round(row["extra_mb"] / (rows[0] if rows else row)["extra_mb"], 3)
         rows.append(row)
         print(", ".join(f"{k} {v}" for k, v in row.items()), file=sys.stderr)

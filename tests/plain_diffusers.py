@@ -8,7 +8,7 @@ from torch import Tensor
 from difftilt.adapters.text_to_image.flow import packed, unpacked
 from difftilt.noise import GeneratorNoise, Noise
 
-STEPS = 4
+STEPS = 3
 SCALE = 3.0
 PROMPTS = ["cat", "dog"]
 SIZES = {"height": 16, "width": 16}

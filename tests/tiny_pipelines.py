@@ -95,6 +95,7 @@ def unet(text_width: int = WIDTH, **settings: Any) -> UNet2DConditionModel:
         attention_head_dim=8,
         cross_attention_dim=text_width,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type=None,
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         **settings,
     ).eval()
@@ -113,13 +114,13 @@ def ddim(**settings: Any) -> DDIMScheduler:
     )
 
 
-def stable_diffusion(scheduler: Any = None) -> StableDiffusionPipeline:
+def stable_diffusion() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=vae(),
         text_encoder=clip_model(),
         tokenizer=clip_tokenizer(),
         unet=unet(),
-        scheduler=ddim() if scheduler is None else scheduler,
+        scheduler=ddim(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

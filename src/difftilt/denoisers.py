@@ -48,6 +48,11 @@ class Level:
             return time.to(dtype=dtype, device=like.device).reshape(-1).expand(len(like))
         return torch.full((1,), time, dtype=dtype, device=like.device).expand(len(like))
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Level":
+        """With a change of what is one entry per sample; what all samples share stays."""
+        scales = (self.time, self.alpha, self.sigma)
+        return Level(*(change(s) if isinstance(s, Tensor) and s.ndim else s for s in scales))
+
 
 @dataclass(frozen=True)
 class TimeInput:

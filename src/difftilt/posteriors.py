@@ -349,8 +349,7 @@ def load(
     eta: float = 1.0,
     schedule: Schedule | None = None,
     event_shape: Sequence[int] | None = None,
-    prediction_type: str = "epsilon",
-    **pictures: Any,
+    **options: Any,
 ) -> Any:
     """A prior from a diffusers pipeline, a language model, a policy, or a network with a schedule.
 
@@ -364,9 +363,10 @@ def load(
         eta: stochasticity of DDIM-like samplers, in [0, 1].
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
         event_shape: shape of one sample of an ``nn.Module``.
-        prediction_type: what an ``nn.Module`` predicts (``difftilt.denoisers``).
-        **pictures: of a text-to-image pipeline, fields of ``PictureOptions``: ``guidance_scale``,
-            ``negative_prompt``, ``height``, ``width``, ``decode_batch``, ``checkpointing``.
+        **options: of an ``nn.Module``: ``prediction_type``, what it predicts (``denoisers``;
+            default "epsilon"); of a text-to-image pipeline: fields of ``PictureOptions``
+            (``guidance_scale``, ``negative_prompt``, ``height``, ``width``, ``network_batch``,
+            ``decode_batch``, ``checkpointing``).
 
     Returns:
         a ``Prior``, a ``TextPrior``, whose verb is ``infill``, or a ``TextToImagePrior``, whose
@@ -391,6 +391,8 @@ def load(
                 "a bare network needs schedule=... (e.g. difftilt.VariancePreserving()) and "
                 "event_shape=... (the shape of one sample)"
             )
+        prediction_type = options.pop("prediction_type", "epsilon")
+        _refuse(options)
         denoiser = NetworkDenoiser(source.eval().requires_grad_(False), prediction_type)
         diffusion = GaussianDiffusion(schedule.levels(steps))
         like = next((p.detach().new_zeros(()) for p in source.parameters()), torch.zeros(()))
@@ -403,11 +405,18 @@ def load(
     if family_of(pipeline) is not None:
         from difftilt.text_to_image import TextToImagePrior
 
-        return TextToImagePrior(text_to_image_model(pipeline, steps, eta, **pictures), name)
-    if pictures:
-        raise InputError(f"{sorted(pictures)[0]} is an option of text-to-image pipelines alone")
+        return TextToImagePrior(text_to_image_model(pipeline, steps, eta, **options), name)
+    _refuse(options)
     record = chain_from_pipeline(pipeline, steps, eta=eta)
     return Prior(record.chain, source=name, pipeline=record)
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    if options:
+        raise InputError(
+            f"load has no option {sorted(options)[0]!r} for this source; prediction_type is one of "
+            "bare networks, and guidance_scale and the like are those of text-to-image pipelines"
+        )
 
 
 def _is_text_folder(source: Any) -> bool:

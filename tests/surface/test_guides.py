@@ -59,4 +59,4 @@ def test_options_that_a_guide_names_exist(page: Path):
 
 
 def test_every_guide_shows_code():
-    assert len(GUIDES) == 6 and all(python_blocks(page) for page in GUIDES)
+    assert len(GUIDES) == 7 and all(python_blocks(page) for page in GUIDES)

@@ -83,15 +83,11 @@ class ClassifierFreeGuidance(Denoiser):
         batch = len(x_t)
         null = self.null.to(condition).expand(batch, *self.null.shape)
         both = torch.cat([null, condition.expand(batch, *condition.shape[1:])])
-        twice = Level(*(_twice(part) for part in (level.time, level.alpha, level.sigma)))
+        twice = level.each(lambda scale: torch.cat([scale, scale]))
         unconditional, conditional = self.denoiser.given(both)(torch.cat([x_t, x_t]), twice).chunk(
             2
         )
         return unconditional, conditional
-
-
-def _twice(part: float | Tensor) -> float | Tensor:
-    return torch.cat([part, part]) if isinstance(part, Tensor) and part.ndim else part
 
 
 @final

@@ -22,14 +22,6 @@ from tiny_pipelines import BUILDERS, ddim, tiny
 SD_SCHEDULERS = {
     "ddim v": (ddim(prediction_type="v_prediction"), 1.0),
     "ddim half": (ddim(), 0.5),
-    "ddim zero snr": (
-        ddim(
-            prediction_type="v_prediction",
-            rescale_betas_zero_snr=True,
-            timestep_spacing="trailing",
-        ),
-        1.0,
-    ),
     "ddpm": (DDPMScheduler(clip_sample=False), 1.0),
     "euler": (EulerAncestralDiscreteScheduler(), 1.0),
     "euler v": (EulerAncestralDiscreteScheduler(prediction_type="v_prediction"), 1.0),

@@ -42,23 +42,26 @@ class PictureOptions:
             for the pipeline's own default.
         negative_prompt: what the unconditional half is told; None for the pipeline's own.
         height, width: of pictures in pixels; None for the pipeline's own.
+        network_batch: states that the network sees at once where no gradient is kept (with a
+            gradient it is the training's ``chunk``).
         decode_batch: pictures that the decoder sees at once.
         checkpointing: keep only the borders of the network's blocks for the backward pass: less
             memory, one more forward pass of each block.
 
     Raises:
-        InputError: ``decode_batch`` below 1, or a size that is not positive.
+        InputError: a batch or a size below 1.
     """
 
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     height: int | None = None
     width: int | None = None
+    network_batch: int = 32
     decode_batch: int = 8
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("decode_batch", "height", "width"):
+        for name in ("network_batch", "decode_batch", "height", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")

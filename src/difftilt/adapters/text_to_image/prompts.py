@@ -9,6 +9,7 @@ posterior trained on some prompts can be asked for others.
 import copy
 import warnings
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float, Int
@@ -99,6 +100,9 @@ class PromptTable:
 class PromptedDenoiser(Denoiser):
     """A network that is told prompts, given as rows of a table.
 
+    Where no gradient is wanted it sees ``PictureOptions.network_batch`` states at once, however
+    many a certificate or a correction hands over.
+
     Arguments:
         base: the network, and what its output means.
         call: how it is called.
@@ -130,7 +134,17 @@ class PromptedDenoiser(Denoiser):
                 "a text-to-image chain wants a prompt for each sample, and none is bound; bind "
                 "rows with chain.given(prior.rows([prompt]))"
             )
-        inputs = self.table.of(self.rows.expand(len(x_t)))
+        rows = self.rows.expand(len(x_t))
+        at_once = self.table.family.options.network_batch
+        if torch.is_grad_enabled() or len(x_t) <= at_once:
+            return self._predicted(x_t, level, rows)
+        parts = [slice(start, start + at_once) for start in range(0, len(x_t), at_once)]
+        return torch.cat(
+            [self._predicted(x_t[p], level.each(itemgetter(p)), rows[p]) for p in parts]
+        )
+
+    def _predicted(self, x_t: Tensor, level: Level, rows: Tensor) -> Tensor:
+        inputs = self.table.of(rows)
 
         def call(network: nn.Module, x: Tensor, time: Tensor) -> Tensor:
             return self.call(network, x.to(self.table.dtype), time, inputs).to(x.dtype)
