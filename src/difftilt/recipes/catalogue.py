@@ -7,6 +7,7 @@ from difftilt.recipes.exact import Exact
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.infill import Infill
 from difftilt.recipes.rocstories import RocStories
+from difftilt.recipes.stable_diffusion import StableDiffusion
 from difftilt.recipes.text_to_image import HeldOutPrompts
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -14,6 +15,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "infill": Infill,
     "rocstories": RocStories,
     "text_to_image": HeldOutPrompts,
+    "sd": StableDiffusion,
     "control": Control,
     "custom": Custom,
     "exact": Exact,

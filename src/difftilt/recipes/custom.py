@@ -58,10 +58,10 @@ class Custom(Recipe):
         _without_loading_bars()
         target = load(self.prior, self.steps, eta=self.eta).tilt(reward, self.beta, self.log_bound)
         posterior = target.posterior(self.form.build(), self.initial)
-        return Job(target, posterior, _fitting(self.training, len(posterior.chain.density_steps)))
+        return Job(target, posterior, fitting(self.training, len(posterior.chain.density_steps)))
 
 
-def _fitting(plan: Training, stochastic_steps: int) -> Training:
+def fitting(plan: Training, stochastic_steps: int) -> Training:
     """The plan for a chain that may have fewer steps than the plan's subset of them."""
     if plan.subset is None or plan.subset <= stochastic_steps:
         return plan

@@ -117,6 +117,8 @@ CURVES = (
     Curve("log_z", "log Z, nats"),
     Curve("ess", "Effective sample size, share"),
     Curve("log_r", "Mean log r of the batch, nats"),
+    Curve("kl", "KL to the prior, nats"),
+    Curve("diversity", "Diversity: mean pairwise distance"),
     Curve("gradient_norm", "Norm of the gradient", logarithmic=True),
     Curve("beta", "β"),
 )

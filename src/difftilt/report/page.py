@@ -96,7 +96,10 @@ def _body(run: RunRecord) -> Html:
 
 
 def _header(run: RunRecord) -> Html:
-    banner = [tag("p", text, class_="banner") for text in [*_unfinished(run), *run.problems]]
+    banner = [
+        tag("p", text, class_="banner")
+        for text in [*_unfinished(run), *_alarms(run), *run.problems]
+    ]
     return tag(
         "header",
         tag("h1", _recipe(run)),
@@ -133,6 +136,12 @@ def _unfinished(run: RunRecord) -> list[str]:
     words = {"running": "This run was still going", "failed": "This run failed"}
     sentence = words.get(str(state), f"This run was {state}") + where
     return [f"{sentence}{': ' + message if message else '.'}"]
+
+
+def _alarms(run: RunRecord) -> list[str]:
+    """What the training said of reward hacking."""
+    said = [str(row["alarm"]) for row in run.metrics if row.get("alarm")]
+    return [f"Alarm: {sentence}." for sentence in said]
 
 
 def _limits(run: RunRecord) -> Html:

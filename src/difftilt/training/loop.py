@@ -21,6 +21,7 @@ from difftilt.training.checkpoint import CheckpointWarning, checkpoint_steps, sa
 from difftilt.training.run_folder import RunFolder
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import Metrics, training_step
+from difftilt.training.watch import RewardHacking
 
 LINE_SECONDS = 10.0
 
@@ -111,6 +112,8 @@ def _updates(state: TrainingState, stop: Callable[[], bool] | None) -> Iterator[
     while state.progress < 1 and not (stop is not None and stop()):
         metrics = training_step(state)
         state.elapsed = time.monotonic() - started
+        if metrics.alarm is not None:
+            warnings.warn(metrics.alarm, RewardHacking, stacklevel=3)
         yield metrics
 
 
@@ -159,7 +162,8 @@ class _Record:
 
     def note(self, metrics: Metrics) -> None:
         self.unlogged = metrics
-        if metrics.step % self.log_every == 0 or metrics.step == 1:
+        due = metrics.step % self.log_every == 0 or metrics.step == 1
+        if due or metrics.alarm is not None:
             self._warned(self._log)
         if time.monotonic() - self.saved_at >= self.every_seconds:
             self._warned(self._save)
@@ -171,7 +175,8 @@ class _Record:
         if self.saved_step != self.state.step:
             self._save()
         if self.state.progress >= 1:
-            self.status("finished")
+            watch = self.state.watch
+            self.status("finished", f"stopped early: {watch.sentence}" if watch.stops else "")
         else:
             self.status("interrupted", f"stopped after update {self.state.step}; resume to go on")
 

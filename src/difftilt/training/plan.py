@@ -95,6 +95,32 @@ class Replaying:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """When to warn of reward hacking; see ``difftilt.diagnostics.collapse``.
+
+    Arguments:
+        share: the alarm goes off where the effective sample size or the diversity of own paths has
+            fallen below this share of its value at the start while log r rose; 0 for no alarm.
+        window: updates that are averaged at the start and now.
+        stop: also end the training there.
+
+    Raises:
+        InputError: the share is not in [0, 1), or the window below 2.
+    """
+
+    share: float = 0.25
+    window: int = 20
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1 or self.window < 2:
+            raise InputError(
+                f"share={self.share}, window={self.window} of the alarm: the share must lie in "
+                "[0, 1) and the window hold at least 2 updates"
+            )
+
+
+@dataclass(frozen=True)
 class Training:
     """A whole training.
 
@@ -117,6 +143,7 @@ class Training:
         beta_start: β at the start; None for the target's own throughout.
         beta_annealed: share of the training after which the target's β is reached.
         seed: of the whole run.
+        alarm: when to warn of reward hacking.
     """
 
     steps: int = 1000
@@ -138,6 +165,7 @@ class Training:
     optimisation: Optimisation = field(default_factory=Optimisation)
     behaviour: BehaviourWeights = field(default_factory=BehaviourWeights)
     replaying: Replaying = field(default_factory=Replaying)
+    alarm: Alarm = field(default_factory=Alarm)
 
     def __post_init__(self) -> None:
         checks = {

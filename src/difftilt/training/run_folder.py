@@ -35,7 +35,7 @@ from difftilt.training.identity import refuse_other
 from difftilt.training.steps import Metrics
 
 STATES = ("running", "finished", "interrupted", "failed")
-CURVES = ("loss", "log_z", "ess", "log_r", "beta", "gradient_norm")
+CURVES = ("loss", "log_z", "ess", "log_r", "beta", "gradient_norm", "kl", "diversity")
 
 
 class RunFolder:
@@ -145,7 +145,8 @@ class RunFolder:
         Raises:
             CheckpointError: the disk is full; no half line stays.
         """
-        line = to_json({**asdict(metrics), "seconds": seconds}) + "\n"
+        told = {name: value for name, value in asdict(metrics).items() if value is not None}
+        line = to_json({**told, "seconds": seconds}) + "\n"
         _append(self._metrics, line.encode())
         if self._board is None:
             self._board = self._tensorboard(metrics.step)

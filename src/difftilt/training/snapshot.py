@@ -57,6 +57,8 @@ class Snapshot:
         state.step, state.elapsed = self.document["step"], self.document["elapsed"]
         state.called = state.chain.calls.total - self.document["network_calls"]
         state.plan = replace(state.plan, chunk=self.document["chunk"])
+        # Older checkpoints have none: their alarm starts anew.
+        state.watch.load(self.document.get("watch", state.watch.to_json()))
         random = _under("random/", self.tensors)
         restore_random(state.generator, random, self.document["random"])
 
@@ -154,6 +156,7 @@ def _document(state: TrainingState, identity: dict) -> dict[str, Any]:
         "elapsed": state.elapsed,
         "network_calls": state.network_calls,
         "chunk": state.plan.chunk,
+        "watch": state.watch.to_json(),
         "identity": identity,
         "optimisers": [optimiser.state_dict()["param_groups"] for optimiser in state.optimisers],
         "random": random_numbers(),

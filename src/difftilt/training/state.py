@@ -25,6 +25,7 @@ from difftilt.replay.behaviour import (
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.training.partitions import LogPartition, partition_of
 from difftilt.training.plan import Optimisation, Training
+from difftilt.training.watch import Watch
 from difftilt.value_kernel import ValueKernel
 from difftilt.value_networks import value_for
 from difftilt.values import Value
@@ -125,6 +126,8 @@ class TrainingState:
         data: data for bridges, or None.
         data_conditions: (n, ...) the condition of each row of the data, or None.
         value: learned ``log h`` of objectives that need one; default ``value_of``.
+        features: of ends x_0, (B, ...) to (B, d), whose pairwise distance is the logged diversity;
+            default the ends themselves.
 
     Raises:
         InputError: the objective and the posterior do not go together.
@@ -139,6 +142,7 @@ class TrainingState:
     data: Tensor | None = None
     data_conditions: Tensor | None = None
     value: Value | None = None
+    features: Callable[[Tensor], Tensor] | None = None
     step: int = 0
     elapsed: float = 0.0
     generator: torch.Generator = field(init=False)
@@ -163,12 +167,15 @@ class TrainingState:
         replaying = self.plan.replaying
         self.buffer = ReplayBuffer(replaying.capacity, replaying.priority)
         self.behaviours = self._behaviours()
+        self.watch = Watch(self.plan.alarm)
         if self.conditions is None and self.data_conditions is not None:
             self.conditions = self._conditions_of_data
 
     @property
     def progress(self) -> float:
         """Share of the training that is done, by updates, network calls or the clock."""
+        if self.watch.stops:
+            return 1.0
         if self.plan.seconds is not None:
             return min(1.0, self.elapsed / self.plan.seconds)
         if self.plan.network_calls is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difftilt.diagnostics.collapse import MOST_SAMPLES, OwnPaths, diversity, mean_divergence
 from difftilt.errors import TrainingError
 from difftilt.replay.behaviour import Scored
 from difftilt.training.denoising import denoising_updates
@@ -39,6 +40,9 @@ class Metrics:
         log_r: mean ``log r`` of the same paths.
         beta: β of this update.
         gradient_norm: before clipping.
+        kl: mean log-ratio to the prior of the same paths: ``KL(q ‖ p)``, nats.
+        diversity: mean pairwise distance of their ends, within each condition.
+        alarm: the sentence about reward hacking, at the update where it goes off, else None.
     """
 
     step: int
@@ -49,6 +53,9 @@ class Metrics:
     log_r: float
     beta: float
     gradient_norm: float
+    kl: float = math.nan
+    diversity: float = math.nan
+    alarm: str | None = None
 
 
 def training_step(state: TrainingState) -> Metrics:
@@ -67,8 +74,19 @@ def training_step(state: TrainingState) -> Metrics:
     parts, log_r, ratios = outcome.parts, outcome.log_r, outcome.ratios
     own = slice(0, parts["on_policy"].path.batch) if "on_policy" in parts else slice(0, 0)
     log_z, ess, mean_log_r = _estimates(beta * log_r[own] - ratios[own], log_r[own])
+    kl, spread = mean_divergence(ratios[own]), _spread(state, parts)
+    alarm = state.watch.seen(OwnPaths(state.step, mean_log_r, ess, spread))
     loss = float(outcome.losses.mean())
-    return Metrics(state.step, phase, loss, log_z, ess, mean_log_r, beta, norm)
+    return Metrics(state.step, phase, loss, log_z, ess, mean_log_r, beta, norm, kl, spread, alarm)
+
+
+def _spread(state: TrainingState, parts: dict[str, Scored]) -> float:
+    """Diversity of own ends, or of their features; nan where no own path was drawn."""
+    if "on_policy" not in parts:
+        return math.nan
+    path = parts["on_policy"].path
+    ends = path.x_0[:MOST_SAMPLES]
+    return diversity(ends if state.features is None else state.features(ends), path.condition)
 
 
 def _door(state: TrainingState) -> Callable[[TrainingState, float], Iterator[Outcome]]:

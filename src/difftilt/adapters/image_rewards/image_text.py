@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from difftilt.adapters.image_rewards.processing import Processing, processing_of
+from difftilt.adapters.image_rewards.processing import Processing, processing_of, quiet
 from difftilt.errors import InputError, require
 
 
@@ -167,7 +167,8 @@ def transformers_towers(folder: str | Path) -> Towers:
         MissingPackage: transformers is not installed.
     """
     require("transformers", "diffusers")
-    from transformers import AutoModel, AutoTokenizer
+    with quiet():
+        from transformers import AutoModel, AutoTokenizer
 
     network: Any = from_folder(AutoModel, folder)
     if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
@@ -239,7 +240,8 @@ def from_folder(kind: Any, folder: str | Path) -> Any:
     """
     path = existing_folder(folder)
     try:
-        found = kind.from_pretrained(str(path), local_files_only=True)
+        with quiet():
+            found = kind.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # transformers raises many unrelated kinds
         raise unreadable(folder, kind.__name__, error) from error
     return found.eval().requires_grad_(False) if isinstance(found, nn.Module) else found

@@ -6,6 +6,8 @@ A processor of transformers (or the preprocessing of open_clip) works on 8-bit p
 after the resize, this does not, so that ``∇ log r`` is that of the picture.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from difftilt.adapters.folders import without_loading_bars
 from difftilt.errors import InputError, require
 
 FILTERS = {2: "bilinear", 3: "bicubic"}  # pillow's numbers
@@ -96,22 +99,34 @@ def processing_of(folder: str | Path) -> Processing:
         InputError: the folder holds no settings of an image processor.
         MissingPackage: transformers is not installed.
     """
-    require("transformers", "diffusers")
-    from transformers import AutoImageProcessor
-    from transformers.utils import logging
+    with quiet():
+        from transformers import AutoImageProcessor
 
+        try:
+            settings: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # transformers raises many unrelated kinds
+            raise InputError(
+                f"{folder} holds no settings of an image processor (preprocessor_config.json); "
+                "save them there with processor.save_pretrained"
+            ) from error
+    return _read(settings)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers shows no bars, and does not tell which of its backends it takes.
+
+    Raises:
+        MissingPackage: transformers is not installed.
+    """
+    logging: Any = require("transformers.utils", "diffusers").logging
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would tell which of its two backends it takes; we take none
+    logging.set_verbosity_error()
     try:
-        settings: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises many unrelated kinds
-        raise InputError(
-            f"{folder} holds no settings of an image processor (preprocessor_config.json); save "
-            "them there with processor.save_pretrained"
-        ) from error
+        with without_loading_bars("transformers"):
+            yield
     finally:
         logging.set_verbosity(level)
-    return _read(settings)
 
 
 def _read(settings: Any) -> Processing:
