@@ -5,7 +5,7 @@ draws tinted emoji at 32x32 from captions such as ``"a green rabbit"``. It has s
 a quarter of the (colour, thing) pairs never together (`held_out_prompts`): these it often gets
 wrong.
 
-Two networks judge, trained on disjoint halves of the tinted drawings, both on every pair:
+Two networks of different kinds judge, trained apart on tinted drawings of every pair:
 
 * `CaptionReward` is the one that a posterior may be trained on: a small CLIP of transformers, whose
   log r is the log-probability of the prompt's pair among all 256, given the picture;
