@@ -64,7 +64,7 @@ def test_log_r_is_a_law_over_the_pairs():
     torch.testing.assert_close(reward(images, prompts), expected)
 
 
-def test_bad_pictures_and_prompts_are_named():
+def test_bad_pictures_and_prompts_are_named(unchecked):
     reward, judge = load_caption_reward(), load_picture_judge()
     with pytest.raises(InputError, match="as many prompts"):
         reward(torch.rand(2, 3, 32, 32), ["a green rabbit"])

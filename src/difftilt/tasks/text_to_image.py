@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from difftilt.adapters.folders import without_loading_bars
 from difftilt.errors import CheckpointError, InputError, require
 from difftilt.tasks.emoji_words import COLOURS, PAIRS, THINGS, caption, index_of, is_held_out
 from difftilt.tasks.shipped import shipped_folder
@@ -105,7 +106,8 @@ def load_caption_reward() -> CaptionReward:
     """
     transformers, folder = require("transformers", "text"), picture_reward_folder()
     try:
-        model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).float()
+        with without_loading_bars("transformers"):
+            model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).float()
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unusable(folder, error) from error
