@@ -17,7 +17,7 @@ from difftilt.tasks.emoji_words import is_held_out, pair_of
 from difftilt.training.steps import training_step
 
 PROMPTS = ("a green rabbit", "a red house")
-STEPS = 4
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_samples_in_turn_are_told_apart():
 
 @pytest.mark.parametrize("name", ["rtb", "ddpo", "dpok", "align_prop", "negative_aware"])
 def test_an_update_of_each_kind_moves_the_adapters(judging: Judging, name: str, unchecked):
-    setting = picture_setting(judging.task, calls=1, draws=4, seed=0)
+    setting = picture_setting(judging.task, calls=120, draws=4, seed=0)
     plan = replace(setting.plan, batch=4, paths_per_condition=2, chunk=16)
     small = replace(plan, replaying=replace(plan.replaying, pool_capacity=8, pool_fresh=0))
     chain = picture_methods()[name](replace(setting, plan=small))
