@@ -115,9 +115,10 @@ def trained_picture_methods() -> dict[str, Callable[[Setting], Chain]]:
 
 def picture_methods() -> dict[str, Maker]:
     """The table's methods by name."""
-    return trained_picture_methods() | {
+    untrained: dict[str, Maker] = {
         "best_of_n": populated(lambda k, target: BestOfN(k)),
         "fk_steering": populated(lambda k, target: FKSteering(k, every=4)),
         "importance_resampling": populated(lambda k, target: ImportanceResampling(k)),
         "prior": prior_alone,
     }
+    return {**trained_picture_methods(), **untrained}
