@@ -7,17 +7,14 @@ whose chain survives long strides.
 
 from typing import Any
 
-from diffusers import (  # pyright: ignore
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,  # pyright: ignore
-)
+import diffusers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # pyright: ignore
 
 from difftilt.tasks.emoji_words import COLOURS, TEMPLATES, THINGS
 
 LENGTH = 12
+# Its modules are loaded lazily, which type checkers cannot follow.
+parts: Any = diffusers
 
 
 def new_tokenizer() -> CLIPTokenizer:
@@ -34,7 +31,7 @@ def new_tokenizer() -> CLIPTokenizer:
             parts[-2:] = ["".join(parts[-2:])]
             tokens += [] if parts[-1] in tokens else [parts[-1]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    pairs = [tuple(merge.split()) for merge in merges]
+    pairs: Any = [tuple(merge.split()) for merge in merges]
     vocabulary = {t: i for i, t in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=LENGTH)
 
@@ -55,8 +52,8 @@ def new_text_encoder(tokenizer: Any, width: int = 96) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def new_vae() -> AutoencoderKL:
-    return AutoencoderKL(
+def new_vae() -> Any:
+    return parts.AutoencoderKL(
         sample_size=32,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -68,8 +65,8 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def new_network(widths: tuple[int, int]) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+def new_network(widths: tuple[int, int]) -> Any:
+    return parts.UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -84,9 +81,9 @@ def new_network(widths: tuple[int, int]) -> UNet2DConditionModel:
     )
 
 
-def new_scheduler() -> DDIMScheduler:
+def new_scheduler() -> Any:
     """A chain that survives long strides: zero signal at its start, v-prediction."""
-    return DDIMScheduler(
+    return parts.DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
@@ -98,7 +95,7 @@ def new_scheduler() -> DDIMScheduler:
 
 def new_pipeline(widths: tuple[int, int]) -> Any:
     tokenizer = new_tokenizer()
-    return StableDiffusionPipeline(
+    return parts.StableDiffusionPipeline(
         vae=new_vae(),
         text_encoder=new_text_encoder(tokenizer),
         tokenizer=tokenizer,

@@ -53,7 +53,7 @@ def pair_of(prompt: str) -> tuple[Colour, str]:
         InputError: it does not name exactly one of each.
     """
     words = set(prompt.lower().replace(",", " ").split())
-    colours = [c for c in COLOURS if c in words]
+    colours: list[Colour] = [c for c in COLOURS if c in words]
     things = [t for t in THINGS if t in words]
     if len(colours) != 1 or len(things) != 1:
         raise InputError(
