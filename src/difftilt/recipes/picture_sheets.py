@@ -29,7 +29,7 @@ def prompt_sheet(sheets: Mapping[str, Sequence[Tensor]], prompts: Sequence[str])
     for row, prompt in enumerate(prompts):
         for column, name in enumerate(samplers):
             panel = axes[row][column]
-            panel.imshow(_strip(sheets[name][row]), interpolation="nearest")
+            panel.imshow(_strip(sheets[name][row]).numpy(), interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             for side in panel.spines.values():
                 side.set_visible(False)
