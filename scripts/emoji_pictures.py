@@ -2,11 +2,11 @@
 
 A drawing is tinted: its luminance chooses a shade between a dark and a light version of a named
 colour, which itself varies a little. It is put on white at 32x32, shifted by up to 2 pixels and
-mirrored half of the time. One picture in eight of the prior's keeps its own colours, and its caption
-names no colour.
+mirrored half of the time. One picture in eight of the prior's keeps its own colours, and its
+caption names no colour.
 
-The cells (drawing, colour) are split by parity: the reward is trained on the even ones, the
-judge on the odd ones, and the prior on those of both whose pair of words is not held out.
+The prior is trained on the cells (drawing, colour) whose pair of words is not held out; those that
+judge its pictures know all of them.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ SHADES = {
     "pink": (0.98, 0.52, 0.74),
     "grey": (0.50, 0.50, 0.50),
 }
-Split = Literal["prior", "reward", "judge", "all"]
+Split = Literal["prior", "all"]
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,8 @@ def _cells(things: Tensor, split: Split) -> Tensor:
     cells = torch.cartesian_prod(torch.arange(len(things)), torch.arange(len(COLOURS)))
     if split == "all":
         return cells
-    if split == "prior":
-        pairs = [(COLOURS[c], THINGS[things[d]]) for d, c in cells.tolist()]
-        return cells[[not is_held_out(*pair) for pair in pairs]]
-    return cells[(cells.sum(1) % 2) == (0 if split == "reward" else 1)]
+    pairs = [(COLOURS[c], THINGS[things[d]]) for d, c in cells.tolist()]
+    return cells[[not is_held_out(*pair) for pair in pairs]]
 
 
 def _tinted(rgb: Tensor, shade: Tensor) -> Tensor:

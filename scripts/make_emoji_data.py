@@ -5,8 +5,8 @@
     pip install resvg_py pillow
     python scripts/make_emoji_data.py SOURCES icons.npz
 
-Every thing of ``difftilt.tasks.emoji_words`` is looked up by its name in each of the sets, and drawn
-without its colours' background, 28x28 RGBA. Tinting, shifts and mirror images are made in training.
+Every thing of ``difftilt.tasks.emoji_words`` is looked up by its name in each of the sets, and
+drawn without a background, 28x28 RGBA. Tinting, shifts and mirror images are made in training.
 
 Licences of the drawings: noto Apache-2.0, fluent-emoji-flat MIT, emojione CC-BY 4.0, fxemoji
 Apache-2.0, twemoji CC-BY 4.0.

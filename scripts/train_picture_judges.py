@@ -3,9 +3,9 @@
     python scripts/train_picture_judges.py --data icons.npz --parts reward judge
 
 The reward is a small CLIP: cross-entropy of the picture's caption among those of all 256 pairs.
-The judge is a convolutional classifier of colour and thing. They see disjoint halves of the
-(drawing, colour) cells (``emoji_pictures``), and so every pair of words. The figures that are
-printed are on the half that a model has not seen.
+The judge is a convolutional classifier of colour and thing. Both know every drawing and every pair
+of words; they share no weight, no architecture and no batch. The figures that are printed are on
+new pictures (tints, shifts) of the same drawings.
 """
 
 import math
@@ -20,9 +20,9 @@ import torch
 import tyro
 from emoji_pictures import EmojiPictures, Pictures
 from safetensors.torch import save_file
+from text_to_image_parts import LENGTH, new_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from train_text_to_image import LENGTH, new_tokenizer
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig  # pyright: ignore
 
 from difftilt.tasks.emoji_words import COLOURS, TEMPLATES
@@ -63,7 +63,7 @@ def new_clip(tokenizer: Any) -> CLIPModel:
     )
     vision = CLIPVisionConfig(
         image_size=32,
-        patch_size=4,
+        patch_size=8,
         hidden_size=112,
         intermediate_size=224,
         num_hidden_layers=3,
@@ -112,10 +112,10 @@ def fit(parameters: list[Any], loss: Callable[[], Tensor], settings: Settings) -
 def train_reward(settings: Settings) -> None:
     """The small CLIP, saved in half precision."""
     folder = settings.out / "picture_reward"
-    tokenizer = new_tokenizer(folder)
+    tokenizer = new_tokenizer()
     model = new_clip(tokenizer)
     captions = torch.stack([caption_tokens(tokenizer, t) for t in range(len(TEMPLATES))])
-    pictures = EmojiPictures(settings.data, "reward")
+    pictures = EmojiPictures(settings.data, "all")
     generator = torch.Generator().manual_seed(settings.seed + 11)
 
     def loss() -> Tensor:
@@ -129,7 +129,7 @@ def train_reward(settings: Settings) -> None:
     tokenizer.save_pretrained(folder)
     model.half().save_pretrained(folder)
     reward = CaptionReward(model.float(), captions[0])
-    unseen = EmojiPictures(settings.data, "judge").batch(2000, generator)
+    unseen = pictures.batch(2000, generator)
     found = torch.cat([reward.log_probs(part) for part in unseen.images.split(250)])
     report("reward", found.view(len(found), -1, len(COLOURS)), unseen)
 
@@ -137,7 +137,7 @@ def train_reward(settings: Settings) -> None:
 def train_judge(settings: Settings) -> None:
     """The classifier, saved in half precision."""
     judge = PictureJudge()
-    pictures = EmojiPictures(settings.data, "judge")
+    pictures = EmojiPictures(settings.data, "all")
     generator = torch.Generator().manual_seed(settings.seed + 12)
 
     def loss() -> Tensor:
@@ -149,7 +149,7 @@ def train_judge(settings: Settings) -> None:
     halves = {k: v.half() for k, v in judge.state_dict().items()}
     save_file(halves, settings.out / "picture_judge.safetensors")
     judge.eval().load_state_dict({k: v.float() for k, v in halves.items()})
-    unseen = EmojiPictures(settings.data, "reward").batch(2000, generator)
+    unseen = pictures.batch(2000, generator)
     with torch.no_grad():
         parts = [judge(part) for part in unseen.images.split(250)]
     colour, thing = (torch.cat(p).log_softmax(1) for p in zip(*parts, strict=True))
@@ -157,7 +157,7 @@ def train_judge(settings: Settings) -> None:
 
 
 def report(name: str, log_probs: Tensor, pictures: Pictures) -> None:
-    """Figures of log-probabilities (B, things, colours) on pictures of the other half."""
+    """Figures of log-probabilities (B, things, colours) on new pictures."""
     wanted = pair_index(pictures)
     best = log_probs.flatten(1).argmax(1)
     colour = (best % len(COLOURS) == pictures.colours).double().mean()

@@ -5,13 +5,13 @@
 
 First the autoencoder (32x32x3 to 8x8x4), then, on its latents, the text encoder and the denoising
 network together, one caption in ten empty for classifier-free guidance. ``--minutes`` counts CPU
-time of this run; the learning rate falls to zero at its end. ``--resume`` goes on from what ``--out``
-has.
+time of this run; the learning rate falls to zero at its end. ``--resume`` goes on from what
+``--out`` has; the part ``decoder`` sharpens the autoencoder of a prior that is trained already,
+``ship`` writes everything in half precision.
 
 The prior sees no held-out pair (``difftilt.tasks.emoji_words.is_held_out``).
 """
 
-import json
 import math
 import sys
 import time
@@ -21,23 +21,17 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from diffusers import (  # pyright: ignore
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,  # pyright: ignore
-)
+from diffusers import StableDiffusionPipeline  # pyright: ignore
 from diffusers.training_utils import EMAModel
 from emoji_pictures import NATURAL, EmojiPictures, Pictures
 from PIL import Image
+from text_to_image_parts import LENGTH, new_pipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # pyright: ignore
 
 from difftilt.tasks.emoji_words import COLOURS, TEMPLATES, THINGS
 
-Part = Literal["vae", "prior"]
-LENGTH = 12
+Part = Literal["vae", "prior", "decoder", "ship"]
 
 
 @dataclass(frozen=True)
@@ -60,89 +54,10 @@ class Settings:
     bank: int = 16_000
     """Pictures whose latents are kept."""
     resume: bool = False
+    """Go on from what ``out`` has."""
+    shipped: Path = Path("src/difftilt/tasks/data/text_to_image_prior")
+    """Where the part ``ship`` writes the pipeline in half precision."""
     seed: int = 0
-
-
-# ------------------------------------------------------------------------------------- the parts
-
-
-def new_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer with a vocabulary in which each of our words is one token."""
-    words = sorted({w for t in TEMPLATES for w in t.split() if "{" not in w} | {*COLOURS, *THINGS})
-    merges: list[str] = []
-    characters = sorted({c for word in words for c in word})
-    tokens = [*characters, *(f"{c}</w>" for c in characters)]
-    for word in words:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            merge = f"{parts[-2]} {parts[-1]}"
-            merges += [] if merge in merges else [merge]
-            parts[-2:] = ["".join(parts[-2:])]
-            tokens += [] if parts[-1] in tokens else [parts[-1]]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    pairs = [tuple(merge.split()) for merge in merges]
-    vocabulary = {t: i for i, t in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=LENGTH)
-
-
-def new_text_encoder(tokenizer: Any, width: int = 96) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=LENGTH,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
-
-
-def new_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=4,
-        mid_block_add_attention=False,
-    )
-
-
-def new_network(widths: tuple[int, int]) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=widths,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        mid_block_type="UNetMidBlock2DCrossAttn",
-        cross_attention_dim=96,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-
-
-def new_scheduler() -> DDIMScheduler:
-    """A chain that survives long strides: zero signal at its start, v-prediction."""
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-    )
 
 
 # ----------------------------------------------------------------------------------- the training
@@ -153,22 +68,34 @@ def rate_at(step: int, progress: float) -> float:
     return min(1.0, step / 200) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def train_vae(pipe: StableDiffusionPipeline, settings: Settings) -> None:
-    """Mean absolute error of pictures and of their slopes, with a little Kullback-Leibler."""
+def train_vae(pipe: Any, settings: Settings, whole: bool = True) -> None:
+    """Mean absolute error of pictures and of their slopes, with a little Kullback-Leibler.
+
+    Without ``whole`` the decoder alone goes on, which leaves the latents and a prior of them valid.
+    """
     pictures = EmojiPictures(settings.data, "all", NATURAL)
     generator = torch.Generator().manual_seed(settings.seed)
-    vae = pipe.vae.train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=2 * settings.learning_rate)
+    vae = pipe.vae.train().requires_grad_(whole)
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.requires_grad_(True)
+    optimiser = torch.optim.AdamW(
+        [p for p in vae.parameters() if p.requires_grad], lr=2 * settings.learning_rate
+    )
 
     def loss() -> Tensor:
         images = 2 * pictures.batch(settings.batch // 2, generator).images - 1
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images).latent_dist
-            shown = vae.decode(posterior.sample()).sample.float()
+            latents = posterior.sample()
+            if not whole:
+                latents = posterior.mean + 0.3 * (latents - posterior.mean)
+            shown = vae.decode(latents).sample.float()
         slopes = sum((shown.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3))
-        return (shown - images).abs().mean() + slopes + 2e-5 * posterior.kl().mean()
+        return (shown - images).abs().mean() + slopes + 5e-6 * posterior.kl().mean()
 
     run(loss, optimiser, settings.vae_minutes, lambda: save(pipe, settings))
+    if not whole:
+        return
     with torch.no_grad():
         images = 2 * pictures.batch(1024, generator).images - 1
         latents = torch.cat([vae.encode(x).latent_dist.mean for x in images.split(64)])
@@ -277,27 +204,13 @@ def save(pipe: Any, settings: Settings) -> None:
         part.train()
 
 
-def new_pipeline(settings: Settings) -> Any:
-    tokenizer = new_tokenizer(settings.out / "tokenizer")
-    return StableDiffusionPipeline(
-        vae=new_vae(),
-        text_encoder=new_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        unet=new_network(settings.widths),
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
 def main(settings: Settings) -> None:
     """Train the chosen parts one after the other."""
     torch.manual_seed(settings.seed)
     if settings.resume:
         pipe = StableDiffusionPipeline.from_pretrained(settings.out, safety_checker=None)
     else:
-        pipe = new_pipeline(settings)
+        pipe = new_pipeline(settings.widths)
     for part in ("unet", "vae", "text_encoder"):
         count = sum(p.numel() for p in getattr(pipe, part).parameters())
         print(f"{part}: {count} parameters", file=sys.stderr)
@@ -305,6 +218,10 @@ def main(settings: Settings) -> None:
         train_vae(pipe, settings)
     if "prior" in settings.parts:
         train_prior(pipe, settings)
+    if "decoder" in settings.parts:
+        train_vae(pipe, settings, whole=False)
+    if "ship" in settings.parts:
+        pipe.to(dtype=torch.float16).save_pretrained(settings.shipped)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The text-to-image table: methods beside rejection truth on prompts that the prior never saw.
 
-Truth is rejection: pictures of the prior, of each prompt, kept with probability ``r^β``. All figures
-are of one prompt at a time, averaged (``tasks.picture_figures``).
+Truth is rejection: pictures of the prior, of each prompt, kept with probability ``r^β``. All
+figures are of one prompt at a time, averaged (``tasks.picture_figures``).
 """
 
 import multiprocessing
@@ -18,13 +18,17 @@ from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import InputError
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.picture_methods import picture_methods, picture_setting
-from difftilt.recipes.picture_task import Judging, default_prompts, picture_task
+from difftilt.recipes.picture_task import (
+    BETA,
+    GUIDANCE,
+    STEPS,
+    Judging,
+    default_prompts,
+    picture_task,
+)
 from difftilt.sampling import Samples
 from difftilt.tasks.picture_figures import PromptPictures, picture_figures
 
-STEPS = 20
-GUIDANCE = 1.5
-BETA = 1.0
 TRUTH_DRAWS = 10_000
 
 

@@ -55,8 +55,8 @@ def picture_plan(network_calls: int | None = None, seed: int = 0) -> Training:
         warm_start_loss="denoising",
         anchor=0.01,
         chunk=64,
-        subset=5,
-        warm_start_subset=5,
+        subset=4,
+        warm_start_subset=4,
         seed=seed,
         objective=RTB(residual_clip=10.0),
         optimisation=Optimisation(learning_rate=2e-3, balance_scale=0.3, decay_from=0.5, ema=0.97),
@@ -115,9 +115,10 @@ def trained_picture_methods() -> dict[str, Callable[[Setting], Chain]]:
 
 def picture_methods() -> dict[str, Maker]:
     """The table's methods by name."""
-    return trained_picture_methods() | {
+    untrained: dict[str, Maker] = {
         "best_of_n": populated(lambda k, target: BestOfN(k)),
         "fk_steering": populated(lambda k, target: FKSteering(k, every=4)),
         "importance_resampling": populated(lambda k, target: ImportanceResampling(k)),
         "prior": prior_alone,
     }
+    return {**trained_picture_methods(), **untrained}

@@ -1,15 +1,18 @@
 """Pictures that obey the prompt: the shipped text-to-image prior on prompts that it never saw.
 
-The prior has seen every colour and every thing, but these pairs of them never together; the reward is
-the log-probability of the prompt that a small image-text model gives to the picture, used as a black
-box. One posterior, low-rank adapters on the prior's network, is trained for all prompts; baselines
-get the same adapters, prompts and number of network calls. A classifier that no training has seen
-judges. The truth is rejection: the prior's pictures of a prompt, kept with probability r^β.
+The prior has seen every colour and every thing, but these pairs of them never together; the reward
+is the log-probability of the prompt that a small image-text model gives to the picture, used as a
+black box. One posterior, low-rank adapters on the prior's network, is trained for all prompts;
+baselines get the same adapters, prompts and number of network calls. A classifier that no training
+has seen judges. The truth is rejection: the prior's pictures of a prompt, kept with probability
+r^β.
 """
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
+
+from torch import Tensor
 
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
@@ -17,8 +20,16 @@ from difftilt.recipes.form import FormChoice
 from difftilt.recipes.makers import Setting
 from difftilt.recipes.picture_methods import NETWORK_CALLS, picture_plan, trained_picture_methods
 from difftilt.recipes.picture_sheets import pareto_plot, prompt_sheet
-from difftilt.recipes.picture_task import Judging, default_prompts, in_turn, picture_task
-from difftilt.recipes.pictures import Picture
+from difftilt.recipes.picture_task import (
+    BETA,
+    GUIDANCE,
+    STEPS,
+    Judging,
+    default_prompts,
+    in_turn,
+    picture_task,
+)
+from difftilt.recipes.pictures import MOST_SHOWN, Picture, as_bytes
 from difftilt.sampling import Samples
 from difftilt.tasks.picture_figures import PromptPictures, picture_figures
 from difftilt.training.plan import Training
@@ -51,9 +62,9 @@ class HeldOutPrompts(Recipe):
 
     prompts: tuple[str, ...] = ()
     baselines: tuple[Baseline, ...] = ("ddpo", "dpok")
-    steps: int = 20
-    guidance_scale: float = 1.5
-    beta: float = 1.0
+    steps: int = STEPS
+    guidance_scale: float = GUIDANCE
+    beta: float = BETA
     samples: int = 256
     certificate_paths: int = 1024
     form: FormChoice = field(default_factory=lambda: FormChoice("lora", rank=16, targets="all"))
@@ -94,6 +105,9 @@ class HeldOutPrompts(Recipe):
             f"Certificate on average: {drawn.certificate.verdict}.",
         ]
         return {"title": "Prompts that the prior never saw", "rows": rows, "notes": notes}
+
+    def pictured(self, job: Job, samples: Samples) -> Tensor | None:
+        return as_bytes(job.target.prior.decoded(samples.x_0[:MOST_SHOWN]))
 
     def pictures(self, job: Job, drawn: Drawn) -> list[Picture]:
         """A sheet of pictures of each sampler, and reward against diversity."""

@@ -53,7 +53,8 @@ def pair_of(prompt: str) -> tuple[Colour, str]:
         InputError: it does not name exactly one of each.
     """
     words = set(prompt.lower().replace(",", " ").split())
-    colours, things = [c for c in COLOURS if c in words], [t for t in THINGS if t in words]
+    colours: list[Colour] = [c for c in COLOURS if c in words]
+    things = [t for t in THINGS if t in words]
     if len(colours) != 1 or len(things) != 1:
         raise InputError(
             f"the prompt {prompt!r} must name one of the colours {', '.join(COLOURS)} and one "

@@ -1,10 +1,11 @@
 """Pictures that obey the prompt: the shipped text-to-image prior, a reward and a judge.
 
-The prior is an ordinary ``StableDiffusionPipeline`` folder (`text_to_image_prior_folder`) that draws
-tinted emoji at 32x32 from captions such as ``"a green rabbit"``. It has seen every word, but a
-quarter of the (colour, thing) pairs never together (`held_out_prompts`): these it often gets wrong.
+The prior is an ordinary ``StableDiffusionPipeline`` folder (`text_to_image_prior_folder`) that
+draws tinted emoji at 32x32 from captions such as ``"a green rabbit"``. It has seen every word, but
+a quarter of the (colour, thing) pairs never together (`held_out_prompts`): these it often gets
+wrong.
 
-Two networks judge, trained on disjoint halves of the tinted drawings, both on every pair:
+Two networks of different kinds judge, trained apart on tinted drawings of every pair:
 
 * `CaptionReward` is the one that a posterior may be trained on: a small CLIP of transformers, whose
   log r is the log-probability of the prompt's pair among all 256, given the picture;
@@ -25,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from difftilt.adapters.folders import without_loading_bars
 from difftilt.errors import CheckpointError, InputError, require
 from difftilt.tasks.emoji_words import COLOURS, PAIRS, THINGS, caption, index_of, is_held_out
 from difftilt.tasks.shipped import shipped_folder
@@ -104,7 +106,8 @@ def load_caption_reward() -> CaptionReward:
     """
     transformers, folder = require("transformers", "text"), picture_reward_folder()
     try:
-        model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).float()
+        with without_loading_bars("transformers"):
+            model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).float()
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unusable(folder, error) from error

@@ -1,0 +1,95 @@
+"""The text-to-image recipe and its table on the shipped prior, at smoke size."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from difftilt.diagnostics.conditional import ConditionalCertificate
+from difftilt.errors import InputError
+from difftilt.recipes.base import Drawn
+from difftilt.recipes.picture_bench import PictureBench, PictureRun, picture_row, picture_truth
+from difftilt.recipes.picture_methods import picture_methods, picture_plan, picture_setting
+from difftilt.recipes.picture_task import Judging, default_prompts, in_turn, picture_task
+from difftilt.recipes.text_to_image import HeldOutPrompts
+from difftilt.sampling import Samples
+from difftilt.tasks.emoji_words import is_held_out, pair_of
+from difftilt.training.steps import training_step
+
+PROMPTS = ("a green rabbit", "a red house")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def judging() -> Judging:
+    return Judging(picture_task(PROMPTS, STEPS, 1.5, 1.0))
+
+
+def _log_ratio(samples: Samples) -> torch.Tensor:
+    """log q/p at β = 1."""
+    assert samples.log_r is not None and samples.log_w is not None
+    return samples.log_r - samples.log_w
+
+
+def test_default_prompts_were_never_seen():
+    prompts = default_prompts(8)
+    assert len(set(prompts)) == 8 and all(is_held_out(*pair_of(p)) for p in prompts)
+
+
+def test_samples_in_turn_are_told_apart():
+    found = in_turn(Samples(torch.arange(6)[:, None], torch.arange(6.0)), 2)
+    assert [s.x_0[:, 0].tolist() for s in found] == [[0, 2, 4], [1, 3, 5]]
+    assert found[1].log_r is not None and found[1].log_r.tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("name", ["rtb", "ddpo", "dpok", "align_prop", "negative_aware"])
+def test_an_update_of_each_kind_moves_the_adapters(judging: Judging, name: str, unchecked):
+    setting = picture_setting(judging.task, calls=120, draws=4, seed=0)
+    plan = replace(setting.plan, batch=4, paths_per_condition=2, chunk=16)
+    small = replace(plan, replaying=replace(plan.replaying, pool_capacity=8, pool_fresh=0))
+    chain = picture_methods()[name](replace(setting, plan=small))
+    drawn = judging.drawn(chain, 2, seed=3)
+    ratios = torch.cat([_log_ratio(s) for s in drawn])
+    assert bool(ratios.isfinite().all()) and float(ratios.abs().max()) > 0
+
+
+def test_the_report_has_every_sampler_and_its_pictures(unchecked):
+    recipe = HeldOutPrompts(
+        prompts=PROMPTS, baselines=("ddpo",), steps=STEPS, samples=8, certificate_paths=64
+    )
+    plan = replace(picture_plan(40), batch=4, paths_per_condition=2, warm_start=0.0)
+    recipe = replace(recipe, training=replace(plan, objective=plan.objective))
+    job = recipe.job()
+    prior = replace(job.posterior, chain=job.target.prior.chain)
+    from_prior, from_posterior = job.draw(prior, 24, 1), job.draw(job.posterior, 8, 2)
+    assert job.contexts is not None
+    certificate = job.posterior.certify_each(job.contexts, 64)
+    assert isinstance(certificate, ConditionalCertificate)
+    drawn = Drawn(from_prior, from_posterior, None, certificate)
+    sheet, front = recipe.pictures(job, drawn)
+    assert sheet.content.startswith(b"\x89PNG") and front.content.startswith(b"\x89PNG")
+    table = recipe.evaluation(job, drawn)
+    rows = {row["name"]: row for row in table["rows"]}
+    assert set(rows) >= {"mean log r", "share right", "diversity"}
+    assert 0 <= rows["share right"]["ddpo"] <= 1 and rows["mean log r"]["posterior"] < 0
+
+
+def test_the_table_has_a_row_for_a_method_and_knows_its_names():
+    truth = picture_truth(1, 64)
+    row = picture_row(PictureRun("prior", 0, calls=10, samples=4, prompts=1), truth)
+    assert row["network_calls"] == 0 and row["log_r"] < 0 and row["ess"] > 0
+    with pytest.raises(InputError, match="unknown method"):
+        PictureBench(["nonsense"], [0], 10)
+    with pytest.raises(InputError, match="at least 2 samples"):
+        PictureBench(["rtb"], [0], 10, samples=1)
+
+
+def test_a_posterior_of_prompts_starts_at_the_prior(judging: Judging, unchecked):
+    task = judging.task
+    setting = picture_setting(task, calls=100, draws=4, seed=0)
+    posterior = task.target.posterior(setting.form)
+    for drawn in judging.drawn(posterior.chain, 2, seed=5):
+        assert bool((_log_ratio(drawn) == 0).all())
+    plan = replace(setting.plan, batch=4, paths_per_condition=2, warm_start=0.0)
+    metrics = training_step(task.target.state(posterior, plan, task.sources))
+    assert metrics.loss > 0 and metrics.log_r < 0
