@@ -16,6 +16,27 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from difftilt.adapters.image_rewards import (
+        AestheticScore,
+        AnswerScore,
+        ImageClassifierScore,
+        ImageRewardScore,
+        ImageTextScore,
+        JpegSize,
+        image_reward,
+    )
+    from difftilt.adapters.molecules import (
+        AtomDenoiser,
+        load_edm,
+        molecule_chain,
+    )
+    from difftilt.adapters.point_clouds import (
+        PointCloudModel,
+        load_point_clouds,
+    )
+    from difftilt.adapters.pointwise import (
+        pointwise_chain,
+    )
     from difftilt.adapters.policies import DiffusionPolicy, new_policy
     from difftilt.adapters.policy_config import PolicyConfig
     from difftilt.adapters.text.base import TextModel, load_text_model
@@ -116,10 +137,14 @@ if _typing.TYPE_CHECKING:
     )
     from difftilt.training.plan import (
         RTB,
+        Alarm,
         BehaviourWeights,
         Optimisation,
         Replaying,
         Training,
+    )
+    from difftilt.training.watch import (
+        RewardHacking,
     )
     from difftilt.values import Value, VectorValue
 
@@ -128,8 +153,12 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AdjointMatching",
     "AdvantageWeighted",
+    "AestheticScore",
+    "Alarm",
     "AlignProp",
+    "AnswerScore",
     "AnyOrder",
+    "AtomDenoiser",
     "BehaviourWeights",
     "BestOfN",
     "Blocks",
@@ -162,10 +191,14 @@ __all__ = [
     "GaussianLikelihood",
     "GroupPolicyGradient",
     "Guidance",
+    "ImageClassifierScore",
+    "ImageRewardScore",
+    "ImageTextScore",
     "ImportanceResampling",
     "Infilling",
     "InfillingPosterior",
     "InputError",
+    "JpegSize",
     "KLControl",
     "LGDMC",
     "LeastEntropy",
@@ -182,6 +215,7 @@ __all__ = [
     "PathConsistency",
     "Perceptron",
     "PiGDM",
+    "PointCloudModel",
     "PolicyConfig",
     "Population",
     "PopulationSampler",
@@ -195,6 +229,7 @@ __all__ = [
     "Remasking",
     "Replaying",
     "RewardError",
+    "RewardHacking",
     "RewardWeighted",
     "SVDD",
     "SimilarityReward",
@@ -234,14 +269,19 @@ __all__ = [
     "completed",
     "export_text_model",
     "fit_noisy_classifier",
+    "image_reward",
     "isolated",
     "latent",
     "load",
+    "load_edm",
+    "load_point_clouds",
     "load_reader",
     "load_text_model",
     "log_ratio",
     "marginal_log_prob",
+    "molecule_chain",
     "new_policy",
+    "pointwise_chain",
     "rollout",
     "terminal_residual",
     "text_prior",
@@ -249,6 +289,25 @@ __all__ = [
 
 # Where each name lives: the imports above, for ``__getattr__``.
 _HOMES = {
+    "difftilt.adapters.image_rewards": (
+        "AestheticScore",
+        "AnswerScore",
+        "ImageClassifierScore",
+        "ImageRewardScore",
+        "ImageTextScore",
+        "JpegSize",
+        "image_reward",
+    ),
+    "difftilt.adapters.molecules": (
+        "AtomDenoiser",
+        "load_edm",
+        "molecule_chain",
+    ),
+    "difftilt.adapters.point_clouds": (
+        "PointCloudModel",
+        "load_point_clouds",
+    ),
+    "difftilt.adapters.pointwise": ("pointwise_chain",),
     "difftilt.adapters.policies": (
         "DiffusionPolicy",
         "new_policy",
@@ -420,12 +479,14 @@ _HOMES = {
         "fit_noisy_classifier",
     ),
     "difftilt.training.plan": (
+        "Alarm",
         "BehaviourWeights",
         "Optimisation",
         "RTB",
         "Replaying",
         "Training",
     ),
+    "difftilt.training.watch": ("RewardHacking",),
     "difftilt.values": (
         "Value",
         "VectorValue",

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from difftilt.adapters.folders import without_loading_bars
 from difftilt.adapters.schedulers import SchedulerDiffusion, diffusion_from_scheduler
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import InputError, require
@@ -175,7 +176,8 @@ def open_pipeline(source: Any) -> Any:
     elif isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise InputError(f"no pipeline folder at {folder}; give a folder or a hub id 'owner/name'")
     try:
-        return DiffusionPipeline.from_pretrained(folder if folder.is_dir() else source)
+        with without_loading_bars("diffusers", "transformers"):
+            return DiffusionPipeline.from_pretrained(folder if folder.is_dir() else source)
     except Exception as error:  # the hub's client and diffusers raise a dozen unrelated kinds
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(

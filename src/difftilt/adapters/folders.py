@@ -2,28 +2,25 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from difftilt.errors import CheckpointError, InputError, require
+from difftilt.errors import CheckpointError, InputError
 
 
 @contextmanager
-def without_loading_bars(package: Literal["transformers", "diffusers"]) -> Iterator[None]:
-    """Inside, a package shows no bars while it reads a model: they would stand among our lines.
-
-    Raises:
-        MissingPackage: it is not installed.
-    """
-    logging: Any = require(f"{package}.utils", package.replace("transformers", "text")).logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+def without_loading_bars(*packages: Literal["transformers", "diffusers"]) -> Iterator[None]:
+    """Inside, packages show no bars while they read a model: they would stand among our lines."""
+    with ExitStack() as stack:
+        for package in filter(find_spec, packages):
+            logging: Any = import_module(f"{package}.utils").logging
+            if logging.is_progress_bar_enabled():
+                logging.disable_progress_bar()
+                stack.callback(logging.enable_progress_bar)
         yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def check_replaceable(folder: Path, marker: str, kind: str) -> None:

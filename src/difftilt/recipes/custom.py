@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from difftilt.errors import InputError, require
+from difftilt.errors import InputError
 from difftilt.isolation import isolated
 from difftilt.loading import load
 from difftilt.recipes.base import Job, Recipe
@@ -55,7 +55,6 @@ class Custom(Recipe):
             reward = isolated(self.reward, python=self.python, timeout=self.timeout)
         else:
             reward = load_reward(self.reward)
-        _without_loading_bars()
         target = load(self.prior, self.steps, eta=self.eta).tilt(reward, self.beta, self.log_bound)
         posterior = target.posterior(self.form.build(), self.initial)
         return Job(target, posterior, fitting(self.training, len(posterior.chain.density_steps)))
@@ -66,11 +65,3 @@ def fitting(plan: Training, stochastic_steps: int) -> Training:
     if plan.subset is None or plan.subset <= stochastic_steps:
         return plan
     return replace(plan, subset=None, warm_start_subset=None)
-
-
-def _without_loading_bars() -> None:
-    """A pipeline loads in a moment; its bars would stand between our own lines."""
-    require("diffusers", "diffusers")
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()

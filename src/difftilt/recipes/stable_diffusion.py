@@ -31,7 +31,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from difftilt.adapters.diffusers import open_pipeline
-from difftilt.adapters.folders import without_loading_bars
 from difftilt.adapters.image_rewards import Isolation, image_reward
 from difftilt.adapters.text_to_image.loading import text_to_image_model
 from difftilt.diagnostics.collapse import diversity
@@ -184,8 +183,7 @@ class StableDiffusion(Recipe):
         return image_reward(self.reward, Isolation(self.isolate, self.python or None, self.timeout))
 
     def _prior(self) -> TextToImagePrior:
-        with without_loading_bars("diffusers"):
-            pipeline = open_pipeline(self.prior)
+        pipeline = open_pipeline(self.prior)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         pipeline.to(device)
         if self.precision != "float32":
