@@ -95,7 +95,9 @@ def test_a_declared_bound_is_checked_on_every_call():
 
 
 def test_an_unknown_option_of_fit_is_named():
-    with pytest.raises(difftilt.InputError, match="fit has no option 'epochs'; options are anchor"):
+    with pytest.raises(
+        difftilt.InputError, match="fit has no option 'epochs'; options are alarm, anchor"
+    ):
         small_prior().tilt(right).fit(epochs=3)
 
 

@@ -17,12 +17,6 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from difftilt.adapters.image_rewards import (
-        AestheticScore,
-        AnswerScore,
-        ImageClassifierScore,
-        ImageRewardScore,
-        ImageTextScore,
-        JpegSize,
         image_reward,
     )
     from difftilt.adapters.molecules import (
@@ -143,9 +137,6 @@ if _typing.TYPE_CHECKING:
         Replaying,
         Training,
     )
-    from difftilt.training.watch import (
-        RewardHacking,
-    )
     from difftilt.values import Value, VectorValue
 
 __version__ = "0.1.0.dev0"
@@ -153,10 +144,8 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AdjointMatching",
     "AdvantageWeighted",
-    "AestheticScore",
     "Alarm",
     "AlignProp",
-    "AnswerScore",
     "AnyOrder",
     "AtomDenoiser",
     "BehaviourWeights",
@@ -191,14 +180,10 @@ __all__ = [
     "GaussianLikelihood",
     "GroupPolicyGradient",
     "Guidance",
-    "ImageClassifierScore",
-    "ImageRewardScore",
-    "ImageTextScore",
     "ImportanceResampling",
     "Infilling",
     "InfillingPosterior",
     "InputError",
-    "JpegSize",
     "KLControl",
     "LGDMC",
     "LeastEntropy",
@@ -229,7 +214,6 @@ __all__ = [
     "Remasking",
     "Replaying",
     "RewardError",
-    "RewardHacking",
     "RewardWeighted",
     "SVDD",
     "SimilarityReward",
@@ -289,15 +273,7 @@ __all__ = [
 
 # Where each name lives: the imports above, for ``__getattr__``.
 _HOMES = {
-    "difftilt.adapters.image_rewards": (
-        "AestheticScore",
-        "AnswerScore",
-        "ImageClassifierScore",
-        "ImageRewardScore",
-        "ImageTextScore",
-        "JpegSize",
-        "image_reward",
-    ),
+    "difftilt.adapters.image_rewards": ("image_reward",),
     "difftilt.adapters.molecules": (
         "AtomDenoiser",
         "load_edm",
@@ -486,7 +462,6 @@ _HOMES = {
         "Replaying",
         "Training",
     ),
-    "difftilt.training.watch": ("RewardHacking",),
     "difftilt.values": (
         "Value",
         "VectorValue",

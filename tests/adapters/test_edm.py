@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from difftilt.adapters.molecules import load_edm, molecule_chain, projected
+from difftilt.adapters.molecules import Published, load_edm, molecule_chain, projected
 from difftilt.errors import CheckpointError, InputError
 from difftilt.models.egnn import AtomNetwork, AtomNetworkSize, present_atoms
 from difftilt.schedules import Polynomial
@@ -94,8 +94,10 @@ def edm_state(size: AtomNetworkSize, context: int, levels: int = 21) -> dict[str
 def test_a_state_dict_of_edm_is_its_network_pair_by_pair(variant):
     size = (SIZE, AtomNetworkSize(8, 3, 2, False, None, 0.5, 100.0))[variant]
     state = edm_state(size, context=variant)
-    options = {"bounded": size.reach is not None, "softening": size.softening}
-    model = load_edm(state, variant, normaliser=size.normaliser, charges=True, **options)
+    published = Published(
+        bounded=size.reach is not None, softening=size.softening, normaliser=size.normaliser
+    )
+    model = load_edm(state, variant, published)
     assert model.denoiser.network.features == FEATURES
     weights = {k.removeprefix("dynamics.egnn."): v for k, v in state.items()}
     model.denoiser.double()
@@ -126,7 +128,7 @@ def test_levels_of_edm_are_its_own_and_may_be_strided():
 
 
 def test_states_of_edm_are_decoded_to_units_of_data():
-    model = load_edm(edm_state(SIZE, 0), scales=(2.0, 4.0, 10.0))
+    model = load_edm(edm_state(SIZE, 0), published=Published(scales=(2.0, 4.0, 10.0)))
     x = torch.ones(1, ATOMS, 3 + FEATURES)
     assert model.decode(x)[0, 0].tolist() == [2.0] * 3 + [4.0] * 3 + [10.0]
 
@@ -151,5 +153,5 @@ def test_what_is_no_edm_is_said_to_be_none(tmp_path):
         load_edm(state | {"dynamics.egnn.e_block_0.gcl_0.edge_mlp.0.weight": torch.zeros(3, 3)})
     (tmp_path / "broken.npy").write_text("no weights")
     for name in ("broken.npy", "missing.safetensors"):
-        with pytest.raises(CheckpointError, match="no weights can be read"):
+        with pytest.raises(InputError, match="is no readable file of weights"):
             load_edm(tmp_path / name)

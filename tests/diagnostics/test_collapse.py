@@ -20,7 +20,8 @@ START = rows(-3.0, 0.3, 2.0)
     ("log_r", "ess", "spread", "what"),
     [
         (0.0, 0.05, 2.0, "effective sample size"),
-        (0.0, 0.30, 0.4, "diversity"),
+        (0.0, 0.12, 0.4, "diversity"),
+        (0.0, 0.30, 0.4, None),  # alike, and weighed as evenly as before
         (0.0, 0.08, 0.55, None),  # neither is below a quarter
         (0.0, 0.70, 0.1, None),  # a narrow posterior: alike, with even weights
         (-3.0, 0.05, 0.1, None),  # the reward has not risen

@@ -62,7 +62,7 @@ def test_importance_and_a_trained_sampler_reach_log_z():
         behaviour=BehaviourWeights(on_policy=1, pool=0),
         optimisation=Optimisation(learning_rate=1e-2, ema=0.95, decay_from=0.5),
     )
-    path = rollout(fitted.chain, 100_000, noise, record=False)
+    path = rollout(fitted.chain, 160_000, noise, record=False)
     assert path.log_ratio is not None
     weight = (problem.log_reward(path.x_0) - path.log_ratio).double().exp()
     error = float(weight.std() / weight.mean()) / math.sqrt(len(weight))

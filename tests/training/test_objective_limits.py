@@ -51,6 +51,7 @@ def test_consistent_objectives_reach_the_posterior(name: str):
     assert ess > 0.95 and abs(error) < 0.02
 
 
+@pytest.mark.filterwarnings("ignore::difftilt.training.watch.RewardHacking")
 @pytest.mark.parametrize("name", BIASED)
 def test_maximising_the_reward_leaves_the_posterior(name: str):
     """DDPO narrows onto the mode: the truth's std is .48, and its weights become uneven."""

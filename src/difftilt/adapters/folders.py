@@ -8,6 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from difftilt.errors import CheckpointError, InputError
 
 
@@ -21,6 +25,21 @@ def without_loading_bars(*packages: Literal["transformers", "diffusers"]) -> Ite
                 logging.disable_progress_bar()
                 stack.callback(logging.enable_progress_bar)
         yield
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """A file of weights: safetensors, or torch's own, read as tensors alone, on the CPU.
+
+    Raises:
+        InputError: it is missing, damaged, or holds anything but tensors.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zip and torch have kinds of their own
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise InputError(f"{file} is no readable file of weights: {reason}") from error
 
 
 def check_replaceable(folder: Path, marker: str, kind: str) -> None:

@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from difftilt.adapters.folders import read_weights
 from difftilt.adapters.policies import DiffusionPolicy, fill, new_policy
 from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import InputError
@@ -44,13 +43,7 @@ def load_tensors(file: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: it cannot be read as tensors alone.
     """
-    file = Path(file).expanduser()
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip and pickle have kinds of their own
-        raise InputError(f"{file} is no readable file of weights: {error}") from error
+    found: Any = read_weights(Path(file).expanduser())
     nested = next((name for name in NESTED if name in found), None)
     return found if nested is None else found[nested]
 

@@ -23,14 +23,12 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from difftilt.adapters.folders import read_weights
 from difftilt.chains import Chain
 from difftilt.denoisers import Denoiser, Level, to_clean
 from difftilt.diffusions.gaussian import GaussianDiffusion
@@ -166,14 +164,32 @@ class MoleculeModel:
         return x * x.new_tensor(sizes + [self.scales[2]] * self.charges)
 
 
+@dataclass(frozen=True)
+class Published:
+    """Settings of an EDM that its state dict does not say, under its own names in brackets.
+
+    Arguments:
+        scales: of places, one-hots and charges (``normalize_factors``).
+        charges: whether the last feature is the atomic number (``include_charges``).
+        bounded: whether moves are bounded (``tanh``).
+        softening: added to distances that divide (``norm_constant``).
+        normaliser: what sums over neighbours are divided by (``normalization_factor``).
+    """
+
+    scales: tuple[float, float, float] = (1.0, 4.0, 10.0)
+    charges: bool = True
+    bounded: bool = True
+    softening: float = 1.0
+    normaliser: float = 1.0
+
+
+QM9 = Published()
+
+
 def load_edm(
     source: str | Path | Mapping[str, Tensor],
     context: int = 0,
-    scales: tuple[float, float, float] = (1.0, 4.0, 10.0),
-    charges: bool = True,
-    bounded: bool = True,
-    softening: float = 1.0,
-    normaliser: float = 1.0,
+    published: Published = QM9,
 ) -> MoleculeModel:
     """A published E(3)-equivariant diffusion model (EDM), from its state dict.
 
@@ -183,18 +199,15 @@ def load_edm(
     Arguments:
         source: a state dict, or a file of one (safetensors, or torch's, read as weights only).
         context: numbers that the network is told of each molecule.
-        scales: ``normalize_factors``, of places, one-hots and charges.
-        charges: ``include_charges``.
-        bounded: ``tanh``.
-        softening: ``norm_constant``.
-        normaliser: ``normalization_factor``.
+        published: what the state dict does not say.
 
     Raises:
-        CheckpointError: the file cannot be read, or is no EDM of a predefined noise schedule.
+        InputError: the file cannot be read.
+        CheckpointError: it is no EDM of a predefined noise schedule.
 
     Source: Hoogeboom et al. 2022 (arXiv 2203.17003), appendix B and C.
     """
-    state = _state_dict(source)
+    state = source if isinstance(source, Mapping) else read_weights(Path(source))
     weights = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
     gamma = state.get("gamma.gamma")
     if gamma is None or "embedding.weight" not in weights:
@@ -208,9 +221,9 @@ def load_edm(
         _count(weights, "e_block_{}.gcl_equiv.coord_mlp.0.weight"),
         _count(weights, "e_block_0.gcl_{}.edge_mlp.0.weight"),
         "e_block_0.gcl_0.att_mlp.0.weight" in weights,
-        15.0 if bounded else None,
-        softening,
-        normaliser,
+        15.0 if published.bounded else None,
+        published.softening,
+        published.normaliser,
     )
     network = AtomNetwork(inputs - 1 - context, context, size)
     try:
@@ -218,7 +231,7 @@ def load_edm(
     except RuntimeError as error:
         raise CheckpointError(f"the state dict does not fit an EDM ({error})") from error
     denoiser = AtomDenoiser(network.eval().requires_grad_(False), "epsilon")
-    return MoleculeModel(denoiser, levels_of_gamma(gamma), scales, charges)
+    return MoleculeModel(denoiser, levels_of_gamma(gamma), published.scales, published.charges)
 
 
 def levels_of_gamma(gamma: Float[Tensor, " T"]) -> NoiseLevels:
@@ -236,15 +249,3 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     while pattern.format(count) in weights:
         count += 1
     return count
-
-
-def _state_dict(source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    if isinstance(source, Mapping):
-        return source
-    path = Path(source)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, UnpicklingError) as error:
-        raise CheckpointError(f"no weights can be read from {path} ({error})") from error

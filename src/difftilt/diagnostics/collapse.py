@@ -10,10 +10,11 @@ are the first and the last ``window`` updates that drew own paths. The alarm is 
 and one of
 
     ESS        has fallen below ``share`` times its value at the start,
-    diversity  has fallen below ``share`` times its value at the start, the ESS not having doubled.
+    diversity  has fallen below ``share`` times its value at the start, and the ESS below half.
 
-The second half of the last line is what a narrow posterior has that a collapse has not: samples
-that are rightly alike have even weights.
+The second half of the last line is what a collapse has that a narrow posterior has not: samples
+that are rightly alike keep even weights. A mode that is lost while the weights of the others stay
+even is not seen here, but by the certificate, whose prior paths still find it.
 """
 
 import math
@@ -28,7 +29,7 @@ from torch import Tensor
 
 MOST_SAMPLES = 64
 RISE = 3.0  # standard errors
-EVENER = 2.0  # times the effective sample size at the start
+UNEVEN = 0.5  # times the effective sample size at the start
 
 
 class OwnPaths(NamedTuple):
@@ -91,7 +92,7 @@ def collapse(
     if present.ess < share * start.ess:
         return Collapse(start, present, "effective sample size")
     alike = present.diversity < share * start.diversity
-    if alike and present.ess < EVENER * start.ess:
+    if alike and present.ess < UNEVEN * start.ess:
         return Collapse(start, present, "diversity")
     return None
 

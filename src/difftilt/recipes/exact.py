@@ -36,6 +36,7 @@ SUMMARIES = {
     "gmm9of25": "25 Gaussians on a grid tilted to nine of them, re-weighted",
     "linear_gaussian_d": "Gaussian prior, rotated, and a dense Gaussian measurement, in d numbers",
     "linear_gaussian_isotropic_d": "the same, isotropic, single coordinates measured",
+    "centred_gaussian_n": "n points without their centre of mass, three distances measured",
     "ring8_alpha": "eight Gaussians on a ring, log r rising around it to alpha",
     "wells_d": "coupled double wells in d coordinates: 2^d modes",
     "rare_corner": "the far tail of one corner mode, which prior draws hardly reach",

@@ -120,7 +120,7 @@ class Drawings:
         ids: by condition, (n, L) each.
     """
 
-    ids: tuple[Int[Tensor, "n L"], ...]
+    ids: tuple[Int[Tensor, "_ L"], ...]
 
     @classmethod
     def in_turn(cls, x_0: Int[Tensor, "n L"], length: int, conditions: int) -> "Drawings":

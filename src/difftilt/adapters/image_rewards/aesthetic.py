@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from difftilt.adapters.folders import read_weights
 from difftilt.adapters.image_rewards.image_text import ImageTextScore, clip
 from difftilt.errors import InputError
 
@@ -108,15 +109,4 @@ def head_of(weights: Mapping[str, Tensor]) -> nn.Sequential:
 def _weights(file: Path) -> Mapping[str, Tensor]:
     if not file.is_file():
         raise InputError(f"there is no file {file} of an aesthetic head; give one")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        # Tensors alone: nothing of the file is executed.
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise InputError(
-            f"{file} cannot be read as the state dict of an aesthetic head: {reason}"
-        ) from error
+    return read_weights(file)

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from difftilt.adapters.folders import read_weights
 from difftilt.errors import InputError, require
 
 DESCRIPTION = ["*.json", "*.py", "*.txt", "*.model", "*.safetensors"]
@@ -77,14 +76,5 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder} holds no *.safetensors and no pytorch_model.bin")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(_read(file))
+        tensors.update(read_weights(file))
     return tensors
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip and pickle have kinds of their own
-        raise InputError(f"{file} is no readable file of weights: {error}") from error
