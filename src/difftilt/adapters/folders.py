@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from difftilt.errors import CheckpointError, InputError
 
@@ -27,8 +26,8 @@ def without_loading_bars(*packages: Literal["transformers", "diffusers"]) -> Ite
         yield
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """A file of weights: safetensors, or torch's own, read as tensors alone, on the CPU.
+def read_weights(file: Path) -> dict[str, Any]:
+    """A file of weights by name (or nested by name): safetensors, or torch's own as tensors alone.
 
     Raises:
         InputError: it is missing, damaged, or holds anything but tensors.

@@ -59,7 +59,7 @@ def picture_plan(network_calls: int | None = None, seed: int = 0) -> Training:
         warm_start_subset=4,
         seed=seed,
         objective=RTB(residual_clip=10.0),
-        optimisation=Optimisation(learning_rate=2e-3, balance_scale=0.3, decay_from=0.5, ema=0.97),
+        optimisation=Optimisation(learning_rate=5e-4, balance_scale=0.3, decay_from=0.5, ema=0.97),
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
         replaying=Replaying(pool_capacity=1024, pool_fresh=16, pool_effective=0.02),
     )
