@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difftilt.adapters.folders import without_loading_bars
+from difftilt.adapters.folders import quiet
 from difftilt.adapters.schedulers import SchedulerDiffusion, diffusion_from_scheduler
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import InputError, require
@@ -164,8 +164,6 @@ def open_pipeline(source: Any) -> Any:
     require("diffusers", "diffusers")
     if not isinstance(source, str | Path):
         return source
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
@@ -176,7 +174,9 @@ def open_pipeline(source: Any) -> Any:
     elif isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise InputError(f"no pipeline folder at {folder}; give a folder or a hub id 'owner/name'")
     try:
-        with without_loading_bars("diffusers", "transformers"):
+        with quiet():
+            from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
             return DiffusionPipeline.from_pretrained(folder if folder.is_dir() else source)
     except Exception as error:  # the hub's client and diffusers raise a dozen unrelated kinds
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]

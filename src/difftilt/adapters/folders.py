@@ -26,6 +26,17 @@ def without_loading_bars(*packages: Literal["transformers", "diffusers"]) -> Ite
         yield
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, models load without bars, and transformers does not tell which backends it takes."""
+    with without_loading_bars("diffusers", "transformers"), ExitStack() as stack:
+        if find_spec("transformers"):
+            logging: Any = import_module("transformers.utils").logging
+            stack.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity_error()
+        yield
+
+
 def read_weights(file: Path) -> dict[str, Any]:
     """A file of weights by name (or nested by name): safetensors, or torch's own as tensors alone.
 

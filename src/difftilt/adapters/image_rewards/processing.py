@@ -6,8 +6,6 @@ A processor of transformers (or the preprocessing of open_clip) works on 8-bit p
 after the resize, this does not, so that ``∇ log r`` is that of the picture.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from difftilt.adapters.folders import without_loading_bars
-from difftilt.errors import InputError, require
+from difftilt.adapters.folders import quiet
+from difftilt.errors import InputError
 
 FILTERS = {2: "bilinear", 3: "bicubic"}  # pillow's numbers
 SLACK = 1e-3  # what a decoder's rounding may carry a pixel outside [0, 1]
@@ -110,23 +108,6 @@ def processing_of(folder: str | Path) -> Processing:
                 "save them there with processor.save_pretrained"
             ) from error
     return _read(settings)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, transformers shows no bars, and does not tell which of its backends it takes.
-
-    Raises:
-        MissingPackage: transformers is not installed.
-    """
-    logging: Any = require("transformers.utils", "diffusers").logging
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with without_loading_bars("transformers"):
-            yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _read(settings: Any) -> Processing:
