@@ -8,7 +8,7 @@ under the Chamfer and the exact earth mover's distance.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -77,7 +77,8 @@ class Shapes(Recipe):
 
     def job(self) -> Job:
         reward = shape_target(self.target).reward()
-        target = load(shape_prior_folder(), self.steps).tilt(reward, self.beta)
+        prior = replace(load(shape_prior_folder(), self.steps), source="shipped: furniture")
+        target = prior.tilt(reward, self.beta)
         return Job(target, target.posterior(self.form.build()), self.training)
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
