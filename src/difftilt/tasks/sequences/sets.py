@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | ``dna`` | 6 bases of a Markov chain | activity A | activity B | the law of the labels itself |
 | ``peptides`` | real, at most 32 residues | antimicrobial | hydrophobic | a classifier; the scale |
-| ``selfies`` | real, at most 9 heavy atoms | lipophilic | has a carbonyl group | rdkit |
+| ``selfies`` | real, at most 9 heavy atoms | lipophilic | with a carbonyl group | rdkit |
 
 Each control has pairs (x, y_k) of its own, and no sample carries both labels. The judge sees both,
 and nothing is trained on it: the peptides' antimicrobial classifier is of pairs that neither the
@@ -149,7 +149,7 @@ def _selfies() -> SequenceSet:
     return SequenceSet(
         molecules.LENGTH,
         _network("selfies", molecules.LENGTH),
-        ("lipophilic", "has a carbonyl group"),
+        ("lipophilic", "with a carbonyl group"),
         (_pairs(shipped, "first"), _pairs(shipped, "second")),
         molecules.controls,
         molecules.decoded_smiles,
