@@ -77,7 +77,7 @@ class Sequences(Recipe):
         training: the plan.
     """
 
-    data: SequenceName = "peptides"
+    data: SequenceName = "dna"
     wanted: Wanted = field(default_factory=Wanted)
     strength: float = 1.0
     beta: float = 1.0
