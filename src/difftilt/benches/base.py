@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.recipes.cells import Cells, run_cells
+from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
 
 
@@ -70,3 +71,15 @@ def seeds_of(rows: list[dict[str, Any]]) -> set[int]:
 def filled(columns: list[Column], rows: list[dict[str, Any]]) -> list[Column]:
     """The columns in which some row has a cell."""
     return [c for c in columns if any(row.get(c.key) is not None for row in rows)]
+
+
+def smallest_first(
+    rows: list[dict[str, Any]], columns: list[Column], best: str, legend: str
+) -> Result:
+    """A table sorted by a figure of which less is better; of several seeds mean and spread."""
+    columns = filled(columns, rows)
+    if len(seeds_of(rows)) < 2:
+        return Result(rows, ranked(rows, best, False), columns, legend)
+    columns = [c for c in columns if c.key != "seed"]
+    shown = compared(rows, [c.key for c in columns], best=best, largest=False)
+    return Result(rows, shown, columns, legend)

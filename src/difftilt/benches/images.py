@@ -6,10 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, seeds_of
+from difftilt.benches.base import Kept, Result, smallest_first
 from difftilt.recipes.image_bench import ImageBench
 from difftilt.recipes.image_methods import default_image_methods, image_methods
-from difftilt.report.comparison import compared, draw_comparison, ranked
+from difftilt.report.comparison import draw_comparison
 from difftilt.report.tables import Column
 
 IMAGE_TARGETS = ("bag", "footwear")
@@ -80,8 +80,4 @@ def images(options: Annotated[Images, tyro.conf.arg(name="")]) -> Result:
     rows = options.rows(bench.cells())
     if options.figure is not None:
         draw_comparison(rows, ("frechet", "diversity", "ess"), options.figure)
-    if len(seeds_of(rows)) < 2:
-        return Result(rows, ranked(rows, "frechet", False), IMAGE_COLUMNS, IMAGE_LEGEND)
-    columns = [c for c in IMAGE_COLUMNS if c.key != "seed"]
-    shown = compared(rows, [c.key for c in columns], best="frechet", largest=False)
-    return Result(rows, shown, columns, IMAGE_LEGEND)
+    return smallest_first(rows, IMAGE_COLUMNS, "frechet", IMAGE_LEGEND)

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, filled, seeds_of
+from difftilt.benches.base import Kept, Result, smallest_first
 from difftilt.recipes.molecule_bench import DEFAULTS, MoleculeBench, molecule_methods
-from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
 
 MOLECULE_TARGETS = ("alpha",)
@@ -73,9 +72,4 @@ def molecules(options: Annotated[MoleculesTable, tyro.conf.arg(name="")]) -> Res
     targets = list(options.target or MOLECULE_TARGETS)
     bench = MoleculeBench(targets, chosen, list(options.seeds), options.calls, options.samples)
     rows = options.rows(bench.cells())
-    columns = filled(MOLECULE_COLUMNS, rows)
-    if len(seeds_of(rows)) < 2:
-        return Result(rows, ranked(rows, "distance", False), columns, MOLECULE_LEGEND)
-    columns = [c for c in columns if c.key != "seed"]
-    shown = compared(rows, [c.key for c in columns], best="distance", largest=False)
-    return Result(rows, shown, columns, MOLECULE_LEGEND)
+    return smallest_first(rows, MOLECULE_COLUMNS, "distance", MOLECULE_LEGEND)

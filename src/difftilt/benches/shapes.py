@@ -5,9 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, filled, seeds_of
+from difftilt.benches.base import Kept, Result, smallest_first
 from difftilt.recipes.shape_bench import DEFAULTS, ShapeBench, shape_methods
-from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
 
 SHAPE_TARGETS = ("chair",)
@@ -77,9 +76,4 @@ def shapes(options: Annotated[ShapesTable, tyro.conf.arg(name="")]) -> Result:
     targets = list(options.target or SHAPE_TARGETS)
     bench = ShapeBench(targets, chosen, list(options.seeds), options.calls, options.samples)
     rows = options.rows(bench.cells())
-    columns = filled(SHAPE_COLUMNS, rows)
-    if len(seeds_of(rows)) < 2:
-        return Result(rows, ranked(rows, "nna_chamfer", False), columns, SHAPE_LEGEND)
-    columns = [c for c in columns if c.key != "seed"]
-    shown = compared(rows, [c.key for c in columns], best="nna_chamfer", largest=False)
-    return Result(rows, shown, columns, SHAPE_LEGEND)
+    return smallest_first(rows, SHAPE_COLUMNS, "nna_chamfer", SHAPE_LEGEND)

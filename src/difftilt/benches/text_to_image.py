@@ -6,10 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, seeds_of
+from difftilt.benches.base import Kept, Result, smallest_first
 from difftilt.recipes.picture_bench import TRUTH_DRAWS, PictureBench
 from difftilt.recipes.picture_methods import DEFAULTS, NETWORK_CALLS, picture_methods
-from difftilt.report.comparison import compared, draw_comparison, ranked
+from difftilt.report.comparison import draw_comparison
 from difftilt.report.tables import Column
 
 PICTURE_COLUMNS = [
@@ -77,8 +77,4 @@ def text_to_image(options: Annotated[TextToImageTable, tyro.conf.arg(name="")]) 
     rows = options.rows(bench.cells())
     if options.figure is not None:
         draw_comparison(rows, ("log_r", "diversity", "energy"), options.figure)
-    if len(seeds_of(rows)) < 2:
-        return Result(rows, ranked(rows, "energy", False), PICTURE_COLUMNS, PICTURE_LEGEND)
-    columns = [c for c in PICTURE_COLUMNS if c.key != "seed"]
-    shown = compared(rows, [c.key for c in columns], best="energy", largest=False)
-    return Result(rows, shown, columns, PICTURE_LEGEND)
+    return smallest_first(rows, PICTURE_COLUMNS, "energy", PICTURE_LEGEND)

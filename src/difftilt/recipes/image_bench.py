@@ -5,18 +5,17 @@ distance are in the features of the held-out classifier, which no training has s
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor
 
 from difftilt.loading import load
 from difftilt.posteriors import Target
-from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.image_methods import image_methods, setting_of
-from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_row, truth_among
+from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
 from difftilt.rewards import ClassifierReward, LogReward
 from difftilt.sampling import Samples
 from difftilt.tasks.images import (
@@ -73,46 +72,18 @@ def image_targets() -> dict[str, ImageTarget]:
     }
 
 
-@dataclass(frozen=True)
-class ImageBench:
-    """What the vision table runs.
+@final
+class ImageBench(RejectionBench):
+    """The vision table."""
 
-    Arguments:
-        targets: by name.
-        methods: by name.
-        seeds: of the trainings.
-        calls: network calls of each training.
-        samples: drawn of each sampler.
+    def known(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        return image_targets(), image_methods()
 
-    Raises:
-        InputError: an unknown target or method.
-    """
-
-    targets: list[str]
-    methods: list[str]
-    seeds: list[int]
-    calls: int
-    samples: int
-
-    def __post_init__(self) -> None:
-        check_names(self.targets, image_targets(), "target")
-        check_names(self.methods, image_methods(), "method")
-
-    def cells(self) -> Cells:
-        """One per target, method and seed."""
-        names = cells_of(problem=self.targets, method=self.methods, seed=self.seeds)
-        return Cells(names, {"calls": self.calls, "samples": self.samples}, self._rows_of)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per target, method and seed."""
-        return self.cells().rows()
-
-    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
-        """A row made in a process of its own, which is what its peak memory is measured of."""
-        truth = truth_of(cell["problem"])
-        run = Run(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
+    def row(self, run: Run) -> Row:
+        """In a process of its own, which is what the row's peak memory is measured of."""
+        truth = truth_of(run.target)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return [pool.apply(image_row, (run, truth))]
+            return pool.apply(image_row, (run, truth))
 
 
 ImageRun, ImageTruth = Run, Truth

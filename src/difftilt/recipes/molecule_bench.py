@@ -4,20 +4,19 @@ Every method gets one budget of network calls. Samples are judged by how far the
 off, by rdkit's validity, and by their distance to the truth in the regressor's features.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor
 
 from difftilt.forms import Form
 from difftilt.posteriors import Prior, Target
-from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.image_methods import network_methods, training_free_methods
 from difftilt.recipes.makers import Maker, Setting
 from difftilt.recipes.molecules import SOURCE, Molecules, nearness, off_target
-from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_row, truth_among
+from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
 from difftilt.sampling import Samples
 from difftilt.tasks.molecules.metrics import consistency, molecules_of, quality
 from difftilt.tasks.molecules.models import molecule_prior
@@ -108,40 +107,12 @@ def molecule_row(run: Run, truth: Truth) -> Row:
     )
 
 
-@dataclass(frozen=True)
-class MoleculeBench:
-    """What the table runs.
+@final
+class MoleculeBench(RejectionBench):
+    """The table of wanted properties."""
 
-    Arguments:
-        targets: by name.
-        methods: by name.
-        seeds: of the trainings.
-        calls: network calls of each training.
-        samples: drawn of each sampler.
+    def known(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        return TARGETS, molecule_methods()
 
-    Raises:
-        InputError: an unknown target or method.
-    """
-
-    targets: list[str]
-    methods: list[str]
-    seeds: list[int]
-    calls: int
-    samples: int
-
-    def __post_init__(self) -> None:
-        check_names(self.targets, dict(TARGETS), "target")
-        check_names(self.methods, dict(molecule_methods()), "method")
-
-    def cells(self) -> Cells:
-        """One per target, method and seed."""
-        names = cells_of(problem=self.targets, method=self.methods, seed=self.seeds)
-        return Cells(names, {"calls": self.calls, "samples": self.samples}, self._rows_of)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per target, method and seed."""
-        return self.cells().rows()
-
-    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
-        run = Run(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
-        return [molecule_row(run, molecule_truth(run.target))]
+    def row(self, run: Run) -> Row:
+        return molecule_row(run, molecule_truth(run.target))

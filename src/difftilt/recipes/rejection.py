@@ -6,8 +6,10 @@ network calls and puts its samples beside the truth's.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from difftilt.chains import Chain
 from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
 from difftilt.errors import InputError
 from difftilt.posteriors import Posterior, Target
+from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.makers import Maker, Setting
 from difftilt.sampling import Samples
 
@@ -141,3 +144,51 @@ def _peak() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass(frozen=True)
+class RejectionBench(ABC):
+    """A table of methods beside rejection truth.
+
+    Arguments:
+        targets: by name.
+        methods: by name.
+        seeds: of the trainings.
+        calls: network calls of each training.
+        samples: drawn of each sampler.
+
+    Raises:
+        InputError: an unknown target or method.
+    """
+
+    targets: list[str]
+    methods: list[str]
+    seeds: list[int]
+    calls: int
+    samples: int
+
+    def __post_init__(self) -> None:
+        targets, methods = self.known()
+        check_names(self.targets, dict(targets), "target")
+        check_names(self.methods, dict(methods), "method")
+
+    @abstractmethod
+    def known(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The table's targets and methods by name."""
+
+    @abstractmethod
+    def row(self, run: Run) -> Row:
+        """Make one sampler of one target and measure it."""
+
+    def cells(self) -> Cells:
+        """One per target, method and seed."""
+        names = cells_of(problem=self.targets, method=self.methods, seed=self.seeds)
+        return Cells(names, {"calls": self.calls, "samples": self.samples}, self._rows_of)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per target, method and seed."""
+        return self.cells().rows()
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        run = Run(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
+        return [dict(self.row(run))]

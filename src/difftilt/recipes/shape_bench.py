@@ -4,20 +4,19 @@ Samples are judged by the held-out classifier or by the wanted measure, and comp
 as sets of clouds: COV, 1-NNA and MMD by the Chamfer and the exact earth mover's distance.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor
 
 from difftilt.forms import Form
 from difftilt.loading import load
 from difftilt.posteriors import Target
-from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.image_methods import network_methods, training_free_methods
 from difftilt.recipes.makers import Maker, Setting
-from difftilt.recipes.rejection import Row, Run, Truth, check_names, measured_row, truth_among
+from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
 from difftilt.recipes.shapes import COMPARED, Shapes
 from difftilt.sampling import Samples
 from difftilt.tasks.images import diversity, frechet_distance
@@ -110,40 +109,12 @@ def _compared(clouds: Tensor, members: Tensor, kind: str, most: int) -> Row:
     return {f"{name}_{kind}": value for name, value in short.items()}
 
 
-@dataclass(frozen=True)
-class ShapeBench:
-    """What the table runs.
+@final
+class ShapeBench(RejectionBench):
+    """The table of clouds of points."""
 
-    Arguments:
-        targets: by name.
-        methods: by name.
-        seeds: of the trainings.
-        calls: network calls of each training.
-        samples: drawn of each sampler.
+    def known(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        return shape_targets(), shape_methods()
 
-    Raises:
-        InputError: an unknown target or method.
-    """
-
-    targets: list[str]
-    methods: list[str]
-    seeds: list[int]
-    calls: int
-    samples: int
-
-    def __post_init__(self) -> None:
-        check_names(self.targets, shape_targets(), "target")
-        check_names(self.methods, shape_methods(), "method")
-
-    def cells(self) -> Cells:
-        """One per target, method and seed."""
-        names = cells_of(problem=self.targets, method=self.methods, seed=self.seeds)
-        return Cells(names, {"calls": self.calls, "samples": self.samples}, self._rows_of)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per target, method and seed."""
-        return self.cells().rows()
-
-    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
-        run = Run(cell["problem"], cell["method"], cell["seed"], self.calls, self.samples)
-        return [shape_row(run, shape_truth(run.target))]
+    def row(self, run: Run) -> Row:
+        return shape_row(run, shape_truth(run.target))
