@@ -94,7 +94,7 @@ def test_a_mixture_starts_at_the_prior(components: int):
     normals = torch.randn(5, *SHAPE)
     tilt = posterior.tilt(normals, 4, normals)
     assert isinstance(tilt, MixtureTilt)
-    assert torch.equal(tilt.delta, torch.zeros(5, components, *SHAPE))
+    assert torch.equal(tilt.delta, torch.zeros(components, *SHAPE, 5))
 
 
 @pytest.mark.parametrize("variance", [False, True])
@@ -183,9 +183,9 @@ def test_vector_kernels_keep_the_events_shape(components: int, learned_variance:
         assert (tilt.log_scale is not None) == learned_variance
     else:
         assert isinstance(tilt, MixtureTilt)
-        assert tilt.delta.shape == tilt.log_scale.shape == (5, 3, *SHAPE)
+        assert tilt.delta.shape == tilt.log_scale.shape == (3, *SHAPE, 5)
         # Components that start equal must be able to part.
-        assert float((tilt.delta[:, 0] - tilt.delta[:, 1]).abs().max()) > 0
+        assert float((tilt.delta[0] - tilt.delta[1]).abs().max()) > 0
 
 
 def test_a_kernel_needs_a_component():

@@ -43,6 +43,11 @@ def test_gaussian_tilt_log_ratio(seed: int, scaled: bool):
     assert torch.allclose(ratio, expected, rtol=1e-12, atol=1e-11)
 
 
+def mixture_tilt(delta: Tensor, log_scale: Tensor, logits: Tensor) -> MixtureTilt:
+    """Of parts whose batch comes first."""
+    return MixtureTilt(delta.movedim(0, -1), log_scale.movedim(0, -1), logits.T)
+
+
 @given(seed=st.integers(0, 2**31), components=st.integers(1, 5))
 def test_mixture_tilt_log_ratio(seed: int, components: int):
     delta = randn(4, components, 3, 2, seed=seed)
@@ -52,7 +57,7 @@ def test_mixture_tilt_log_ratio(seed: int, components: int):
         Categorical(logits=logits), Independent(Normal(delta, log_scale.exp()), 2)
     )
     expected = mixture.log_prob(eps) - standard_log_prob(eps)
-    ratio = MixtureTilt(delta, log_scale, logits).log_ratio(eps)
+    ratio = mixture_tilt(delta, log_scale, logits).log_ratio(eps)
     assert torch.allclose(ratio, expected, rtol=1e-12, atol=1e-11)
 
 
@@ -60,7 +65,7 @@ def test_mixture_tilt_log_ratio(seed: int, components: int):
 @pytest.mark.parametrize("event", [(2,), (2, 3)])
 def test_mixture_tilt_log_ratio_has_its_own_derivatives(components: int, event: tuple[int, ...]):
     def value(eps: Tensor, delta: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
-        return MixtureTilt(delta, log_scale, logits).log_ratio(eps)
+        return mixture_tilt(delta, log_scale, logits).log_ratio(eps)
 
     parts = [
         randn(4, *event, seed=1),
@@ -82,7 +87,7 @@ def test_zero_tilts_have_ratio_exactly_zero(components: int):
     assert torch.equal(
         GaussianTilt(torch.zeros(6, 5), torch.zeros(6, 5)).log_ratio(eps), torch.zeros(6)
     )
-    mixture = MixtureTilt(zero, zero, torch.zeros(6, components)).log_ratio(eps)
+    mixture = mixture_tilt(zero, zero, torch.zeros(6, components)).log_ratio(eps)
     assert torch.allclose(mixture, torch.zeros(6), rtol=0, atol=5e-7)
 
 
@@ -127,7 +132,7 @@ def test_mixture_tilt_draws_its_law(generator: torch.Generator, widen: float):
     centres = torch.tensor([[-30.0, 0.0], [0.0, 30.0], [30.0, -30.0]]).double()
     log_scale = torch.tensor([[0.0, 0.5], [-0.5, 0.3], [0.2, -1.0]]).double()
     shape = (DRAWS, 3, 2)
-    tilt = MixtureTilt(
+    tilt = mixture_tilt(
         centres.expand(shape), log_scale.expand(shape), SHARES.log().expand(DRAWS, 3)
     )
     eps = tilt.draw(GeneratorNoise(generator), widen)
@@ -143,7 +148,7 @@ def test_mixture_components_differ_by_sample(generator: torch.Generator):
     """Each sample draws from its own logits: here one that has a single component each."""
     delta = torch.tensor([[[-50.0], [50.0]]]).expand(1000, 2, 1)
     logits = torch.where(torch.arange(1000)[:, None] % 2 == torch.arange(2), 0.0, -torch.inf)
-    eps = MixtureTilt(delta, torch.zeros_like(delta), logits).draw(GeneratorNoise(generator))
+    eps = mixture_tilt(delta, torch.zeros_like(delta), logits).draw(GeneratorNoise(generator))
     assert torch.equal(eps[:, 0] > 0, torch.arange(1000) % 2 == 1)
 
 
@@ -158,7 +163,7 @@ def test_ratios_weigh_draws_back_to_the_prior(generator: torch.Generator, kind: 
     tilts = {
         "shift": GaussianTilt(delta[:, 0]),
         "scale": GaussianTilt(delta[:, 0], log_scale[:, 0]),
-        "mixture": MixtureTilt(delta, log_scale, SHARES.log().expand(DRAWS, 3)),
+        "mixture": mixture_tilt(delta, log_scale, SHARES.log().expand(DRAWS, 3)),
     }
     eps = tilts[kind].draw(GeneratorNoise(generator))
     weight = (-tilts[kind].log_ratio(eps)).exp()

@@ -116,13 +116,11 @@ class VectorKernel(Kernel):
         delta, scale, logits = grouped.split(self.parts, 1)
         if linear is not None:
             delta = delta + linear.T
-        delta = delta.reshape(shape).movedim(-1, 0)
-        if not self.learned_variance:
-            return GaussianTilt(delta[:, 0])
-        log_scale = scale.reshape(shape).movedim(-1, 0)
-        if self.components == 1:
-            return GaussianTilt(delta[:, 0], log_scale[:, 0])
-        return MixtureTilt(delta, log_scale, logits.squeeze(1).T)
+        delta = delta.reshape(shape)
+        if self.components > 1:
+            return MixtureTilt(delta, scale.reshape(shape), logits.squeeze(1))
+        log_scale = scale.reshape(shape)[0].movedim(-1, 0) if self.learned_variance else None
+        return GaussianTilt(delta[0].movedim(-1, 0), log_scale)
 
     def _outputs(
         self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None

@@ -168,32 +168,31 @@ class GaussianTilt(Tilt):
 class MixtureTilt(Tilt):
     """``eps ~ Σ_k softmax(logits)_k N(delta_k, exp(2 log_scale_k))``, one k for the event.
 
-    At finite N the exactly tilted kernel is not Gaussian; a few components come near it.
+    At finite N the exactly tilted kernel is not Gaussian; a few components come near it. The batch
+    is the last axis: sums over a short last axis cost several times as much.
 
     Arguments:
-        delta: (B, K, *event).
-        log_scale: (B, K, *event).
-        logits: (B, K).
+        delta: (K, *event, B).
+        log_scale: (K, *event, B).
+        logits: (K, B).
     """
 
-    delta: Float[Tensor, "B K ..."]
-    log_scale: Float[Tensor, "B K ..."]
-    logits: Float[Tensor, "B K"]
+    delta: Float[Tensor, "K ... B"]
+    log_scale: Float[Tensor, "K ... B"]
+    logits: Float[Tensor, "K B"]
 
     def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
-        share = torch.softmax(self.logits.T, 0).cumsum(0)
-        component = (share[:-1] < noise.uniform(self.delta)).sum(0)
-        place = over_event(component, self.delta).expand(-1, 1, *self.delta.shape[2:])
-        delta, scale = (t.gather(1, place).squeeze(1) for t in (self.delta, self.log_scale))
-        scale = scale.exp()
+        share = torch.softmax(self.logits, 0).cumsum(0)
+        component = (share[:-1] < noise.uniform(self.logits.T)).sum(0)
+        place = component.expand(1, *self.delta.shape[1:])
+        delta = self.delta.gather(0, place)[0].movedim(-1, 0)
+        scale = self.log_scale.gather(0, place)[0].movedim(-1, 0).exp()
         normal = noise.normal(delta)
         return torch.addcmul(delta, normal if widen == 1.0 else normal * widen, scale)
 
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-        # The batch comes last: sums over a short last axis cost several times as much.
-        delta, log_scale = self.delta.movedim(0, -1), self.log_scale.movedim(0, -1)
         moved = eps.movedim(0, -1).contiguous().flatten(0, -2)
-        parts = delta.flatten(1, -2), log_scale.flatten(1, -2), self.logits.T
+        parts = self.delta.flatten(1, -2), self.log_scale.flatten(1, -2), self.logits
         return _MixtureLogRatio.apply(moved, *parts)  # pyright: ignore[reportReturnType]
 
     def divergence(self) -> Float[Tensor, " B"]:
@@ -204,12 +203,8 @@ class MixtureTilt(Tilt):
 
     @classmethod
     def joined(cls, tilts: Sequence[Self]) -> Self:
-        # The batch last in memory, as ``log_ratio`` wants it.
-        def join(parts: list[Tensor]) -> Tensor:
-            return torch.cat([part.movedim(0, -1) for part in parts], -1).movedim(-1, 0)
-
-        delta, log_scale = join([t.delta for t in tilts]), join([t.log_scale for t in tilts])
-        return cls(delta, log_scale, join([t.logits for t in tilts]))
+        parts = zip(*((t.delta, t.log_scale, t.logits) for t in tilts), strict=True)
+        return cls(*(torch.cat(part, -1) for part in parts))
 
 
 class _MixtureLogRatio(torch.autograd.Function):

@@ -1,11 +1,11 @@
-"""The alarm of reward hacking as a function of numbers, and diversity against its formula."""
+"""The alarm of reward hacking as a function of numbers."""
 
 import math
 
 import pytest
 import torch
 
-from difftilt.diagnostics.collapse import OwnPaths, collapse, diversity, mean_divergence
+from difftilt.diagnostics.collapse import OwnPaths, collapse, mean_divergence
 
 
 def rows(log_r: float, ess: float, spread: float, noise: float = 0.5, first: int = 1):
@@ -61,22 +61,6 @@ def test_equal_laws_raise_false_alarms_at_most_once_in_a_thousand(generator):
         fired += collapse(first, last) is not None
     # P(t_38 > 3) = 0.0024; ten or more of a thousand have probability 2e-4.
     assert fired < 10
-
-
-def test_diversity_is_the_mean_over_pairs(generator):
-    x = torch.randn(7, 2, 3, generator=generator)
-    pairs = [(x[i] - x[j]).norm() for i in range(7) for j in range(i)]
-    assert diversity(x) == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-6)
-    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5], [9, 2, 8, 4]])
-    assert diversity(tokens) == pytest.approx((1 + 2 + 3) / 3 / 4)
-
-
-def test_diversity_compares_within_a_condition_only():
-    x = torch.tensor([[0.0], [1.0], [100.0], [103.0]])
-    assert diversity(x, torch.tensor([0, 0, 1, 1])) == pytest.approx(2.0)
-    assert diversity(x, torch.tensor([[0, 1], [0, 2], [1, 1], [1, 1]])) == pytest.approx(3.0)
-    assert math.isnan(diversity(x, torch.arange(4)))
-    assert math.isnan(diversity(x[:1]))
 
 
 def test_the_divergence_of_gaussians(generator):

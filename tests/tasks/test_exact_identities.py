@@ -130,9 +130,9 @@ def test_mixture_steps_rank_uniformly_in_their_widened_law(widen: float, generat
         with torch.no_grad():
             tilt = chain.tilt(x, n, prediction)
         assert isinstance(tilt, MixtureTilt)
-        z = (eps[:, None] - tilt.delta) * torch.exp(-tilt.log_scale) / widen
-        share = torch.softmax(tilt.logits, 1)[:, :, None]
-        rank = (share * torch.special.ndtr(z)).sum(1)
+        z = (eps.T - tilt.delta) * torch.exp(-tilt.log_scale) / widen
+        share = torch.softmax(tilt.logits, 0)[:, None]
+        rank = (share * torch.special.ndtr(z)).sum(0).T
         assert scores(rank, 0.5).abs().max() < STANDARD_ERRORS
         assert scores((rank - 0.5) ** 2, 1 / 12).abs().max() < STANDARD_ERRORS
 

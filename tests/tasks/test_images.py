@@ -1,30 +1,20 @@
-"""The shipped garments: the prior's folder, the classifiers, diversity and Fréchet distance.
+"""The shipped garments: the prior's folder, the classifiers and the styles.
 
 Statistical tests have fixed seeds; their bounds lie at least 5 standard errors from the expected
 value, a false-alarm rate below 6e-7 each under a new seed.
 """
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 
+from difftilt.diagnostics.features import frechet_distance
 from difftilt.errors import CheckpointError, InputError
 from difftilt.tasks import images as garments
 
 MEBIBYTE = 2**20
-
-
-def gaussian_rows(count: int, mean: list[float], deviation: list[float], seed: int) -> torch.Tensor:
-    """Rows whose sample mean and covariance are exactly the given ones (diagonal)."""
-    rows = torch.randn(
-        count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    rows = rows - rows.mean(0)
-    whitener = torch.linalg.inv(torch.linalg.cholesky(torch.cov(rows.T)))
-    return rows @ whitener.T * torch.tensor(deviation) + torch.tensor(mean)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +74,8 @@ class TestPriorFolder:
         )
         halves = garments.features(classifier, prior_samples).chunk(2)
         of_noise = garments.features(classifier, noise[:48])
-        floor = garments.frechet_distance(*halves)
-        assert garments.frechet_distance(halves[0], of_noise) > 3 * floor
+        floor = frechet_distance(*halves)
+        assert frechet_distance(halves[0], of_noise) > 3 * floor
 
 
 class TestClassifiers:
@@ -120,7 +110,7 @@ class TestClassifiers:
     def test_half_written_weights_are_named(self, tmp_path, monkeypatch):
         whole = (garments.fashion_prior_folder().parent / "fashion_reward.safetensors").read_bytes()
         (tmp_path / "fashion_reward.safetensors").write_bytes(whole[: len(whole) // 2])
-        monkeypatch.setattr(garments, "_data_folder", lambda: tmp_path)
+        monkeypatch.setattr(garments, "shipped_data", lambda: tmp_path)
         with pytest.raises(CheckpointError, match=r"fashion_reward.*train_image_models"):
             garments.load_classifier("reward")
         with pytest.raises(CheckpointError, match=r"fashion_heldout"):
@@ -142,67 +132,6 @@ class TestFeatures:
     def test_wrong_shape_is_named(self):
         with pytest.raises(InputError, match=r"\(2, 3, 28, 28\)"):
             garments.features(garments.load_classifier("heldout"), torch.zeros(2, 3, 28, 28))
-
-
-class TestDiversity:
-    def test_of_a_right_triangle(self):
-        corners = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
-        assert garments.diversity(corners) == pytest.approx((3 + 4 + 5) / 3)
-
-    def test_of_copies_is_zero(self):
-        assert garments.diversity(torch.ones(5, 4)) == 0
-
-    def test_subset_estimates_the_whole(self):
-        """In one dimension the mean distance of standard normals is 2/√π, sd of the estimate
-        below 0.85/√500·√2; 5 standard errors are allowed."""
-        rows = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
-        value = garments.diversity(rows, torch.Generator().manual_seed(1), limit=500)
-        assert value == pytest.approx(2 / math.sqrt(math.pi), abs=5 * 0.85 * math.sqrt(2 / 500))
-        assert value == garments.diversity(rows, torch.Generator().manual_seed(1), limit=500)
-        assert value != garments.diversity(rows, torch.Generator().manual_seed(2), limit=500)
-
-    @pytest.mark.parametrize("rows", [0, 1])
-    def test_needs_two_rows(self, rows):
-        with pytest.raises(InputError, match="at least 2"):
-            garments.diversity(torch.zeros(rows, 3))
-
-
-class TestFrechetDistance:
-    def test_closed_form_of_diagonal_gaussians(self):
-        """|m_a - m_b|² + Σ (s_a - s_b)² when the covariances commute."""
-        a = gaussian_rows(50, [0.0, 1.0, 2.0], [1.0, 2.0, 0.5], seed=0)
-        b = gaussian_rows(80, [1.0, 1.0, 0.0], [3.0, 2.0, 1.5], seed=1)
-        expected = (1 + 0 + 4) + (4 + 0 + 1)
-        assert garments.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-
-    def test_equals_the_matrix_root_of_general_covariances(self):
-        from scipy.linalg import sqrtm
-
-        generator = torch.Generator().manual_seed(0)
-        a, b = (
-            torch.randn(40, 6, generator=generator, dtype=torch.float64)
-            @ torch.randn(6, 6, generator=generator, dtype=torch.float64)
-            for _ in range(2)
-        )
-        cov_a, cov_b = np.cov(a.T.numpy()), np.cov(b.T.numpy())
-        shift = (a.mean(0) - b.mean(0)).square().sum().item()
-        root = np.trace(np.real(sqrtm(cov_a @ cov_b)))
-        expected = shift + np.trace(cov_a) + np.trace(cov_b) - 2 * root
-        assert garments.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
-
-    def test_is_zero_for_itself_also_when_the_covariance_is_singular(self):
-        rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-        assert garments.frechet_distance(rows, rows) == pytest.approx(0, abs=1e-5)
-
-    def test_is_symmetric(self):
-        a = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-        b = 2 * torch.randn(20, 4, generator=torch.Generator().manual_seed(1)) + 1
-        assert garments.frechet_distance(a, b) == pytest.approx(garments.frechet_distance(b, a))
-
-    @pytest.mark.usefixtures("unchecked")
-    def test_sets_must_fit(self):
-        with pytest.raises(InputError, match=r"\(4, 3\) and \(4, 2\)"):
-            garments.frechet_distance(torch.zeros(4, 3), torch.zeros(4, 2))
 
 
 class TestStyles:

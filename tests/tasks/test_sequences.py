@@ -10,9 +10,9 @@ from difftilt.errors import CheckpointError, InputError
 from difftilt.marginals import words
 from difftilt.tasks.sequences import dna, molecules, peptides
 from difftilt.tasks.sequences.counts import counts, placed
-from difftilt.tasks.sequences.network import CONTROLS, SequenceNetwork, load_sequence_network
+from difftilt.tasks.sequences.network import CONTROLS, SequenceNetwork
 from difftilt.tasks.sequences.sets import SIZES, sequence_set
-from difftilt.tasks.shipped import shipped_folder
+from difftilt.tasks.shipped import filled, shipped_folder
 
 
 def of_bases(letters: str) -> torch.Tensor:
@@ -77,10 +77,10 @@ def test_the_network_starts_blind_to_labels_and_can_learn_them():
 
 def test_a_missing_prior_is_said(tmp_path):
     size = SIZES["dna"][1]
-    with pytest.raises(CheckpointError, match="train_sequences"):
-        load_sequence_network(tmp_path / "none.safetensors", 4, 6, size)
+    with pytest.raises(CheckpointError, match="train_it"):
+        filled(SequenceNetwork(4, 6, size), tmp_path / "none.safetensors", "train_it.py")
     with pytest.raises(CheckpointError, match="cannot be used"):
-        load_sequence_network(shipped_folder("sequences") / "dna.safetensors", 5, 6, size)
+        filled(SequenceNetwork(5, 6, size), shipped_folder("sequences") / "dna.safetensors", "it")
 
 
 def test_no_sample_carries_both_labels():

@@ -1,6 +1,6 @@
 """What every table of the bench is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +48,28 @@ class Kept:
     def rows(self, cells: Cells) -> list[dict[str, Any]]:
         """The rows of a bench: kept ones and new ones."""
         return run_cells(cells, self.json_file, self.resume)
+
+
+@dataclass(frozen=True)
+class Compared(Kept):
+    """Which methods a table puts beside each other, and at what cost.
+
+    Arguments:
+        method: name of a method (may be repeated), or "all"; default one of each kind.
+        seeds: seeds of the trainings.
+        calls: network calls of each training.
+        samples: drawn of each sampler.
+    """
+
+    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    seeds: tuple[int, ...] = (0,)
+    calls: int = 100_000
+    samples: int = 256
+
+    def chosen(self, defaults: Iterable[str], every: Iterable[str]) -> list[str]:
+        """The names that were asked for."""
+        named = list(self.method) or list(defaults)
+        return list(every) if named == ["all"] else named
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, smallest_first
+from difftilt.benches.base import Compared, Result, smallest_first
 from difftilt.recipes.image_bench import ImageBench
 from difftilt.recipes.image_methods import default_image_methods, image_methods
 from difftilt.report.comparison import draw_comparison
@@ -25,6 +25,8 @@ IMAGE_COLUMNS = [
     Column("log_r", "mean log r"),
     Column("frechet", "Fréchet"),
     Column("diversity", "diversity"),
+    Column("share", "of it", 2),
+    Column("diversity_of_it", "their div.", 2),
     Column("log_z_error", "log Z err", 2),
     Column("ess", "ESS", 2),
     Column("network_calls", "net calls"),
@@ -36,13 +38,15 @@ IMAGE_COLUMNS = [
 IMAGE_LEGEND = """\
 mean log r: nats, of the reward's classifier; Fréchet: distance to rejection truth in the features
 of the held-out classifier; diversity: mean pairwise distance there, as a share of the truth's;
+of it: share of wanted garments by the held-out classifier; their div.: diversity of these alone, as
+a share of the truth's;
 log Z err: importance estimate minus rejection estimate, nats; ESS: share of the draws;
 net calls: of the training alone; s: seconds of training and drawing; peak MB: how far the process
 grew."""
 
 
 @dataclass(frozen=True)
-class Images(Kept):
+class Images(Compared):
     """The vision table: methods beside rejection truth on the shipped image prior.
 
     With its defaults it takes about five hours of one core: a trained row of 100,000 calls takes
@@ -51,17 +55,10 @@ class Images(Kept):
     Arguments:
         target: wanted garments or style, e.g. bag, footwear, even, bright, faint or top_heavy (may
             be repeated); default one class and one union.
-        method: name of a method (may be repeated), or "all"; default those of the paper's table and
-            the nearest relatives of each.
-        seeds: seeds of the trainings.
-        calls: network calls of each training.
-        samples: drawn of each sampler.
         figure: draw the comparison there (.png or .svg).
     """
 
     target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    seeds: tuple[int, ...] = (0,)
     calls: int = IMAGE_CALLS
     samples: int = 1024
     figure: Path | None = None
@@ -73,10 +70,9 @@ def images(options: Annotated[Images, tyro.conf.arg(name="")]) -> Result:
     Args:
         options: what to run, and where to write.
     """
-    chosen, seeds = list(options.method) or default_image_methods(), list(options.seeds)
-    chosen = list(image_methods()) if chosen == ["all"] else chosen
+    chosen = options.chosen(default_image_methods(), image_methods())
     targets = list(options.target or IMAGE_TARGETS)
-    bench = ImageBench(targets, chosen, seeds, options.calls, options.samples)
+    bench = ImageBench(targets, chosen, list(options.seeds), options.calls, options.samples)
     rows = options.rows(bench.cells())
     if options.figure is not None:
         draw_comparison(rows, ("frechet", "diversity", "ess"), options.figure)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, smallest_first
+from difftilt.benches.base import Compared, Result, smallest_first
 from difftilt.recipes.molecule_bench import DEFAULTS, MoleculeBench, molecule_methods
 from difftilt.report.tables import Column
 
@@ -40,7 +40,7 @@ seconds of training and drawing."""
 
 
 @dataclass(frozen=True)
-class MoleculesTable(Kept):
+class MoleculesTable(Compared):
     """Methods beside rejection truth on the shipped prior of small molecules.
 
     With its defaults it takes about a quarter of an hour of one core. Give --json FILE, and
@@ -48,17 +48,10 @@ class MoleculesTable(Kept):
 
     Arguments:
         target: alpha, gap, mu, qed or logp (may be repeated).
-        method: name of a method (may be repeated), or "all"; default one of each kind.
-        seeds: seeds of the trainings.
-        calls: network calls of each training.
-        samples: drawn of each sampler.
     """
 
     target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    seeds: tuple[int, ...] = (0,)
     calls: int = MOLECULE_CALLS
-    samples: int = 256
 
 
 def molecules(options: Annotated[MoleculesTable, tyro.conf.arg(name="")]) -> Result:
@@ -67,8 +60,7 @@ def molecules(options: Annotated[MoleculesTable, tyro.conf.arg(name="")]) -> Res
     Args:
         options: what to run, and where to write.
     """
-    chosen = list(options.method) or list(DEFAULTS)
-    chosen = list(molecule_methods()) if chosen == ["all"] else chosen
+    chosen = options.chosen(DEFAULTS, molecule_methods())
     targets = list(options.target or MOLECULE_TARGETS)
     bench = MoleculeBench(targets, chosen, list(options.seeds), options.calls, options.samples)
     rows = options.rows(bench.cells())

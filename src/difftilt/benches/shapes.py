@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, smallest_first
+from difftilt.benches.base import Compared, Result, smallest_first
 from difftilt.recipes.shape_bench import DEFAULTS, ShapeBench, shape_methods
 from difftilt.report.tables import Column
 
@@ -43,7 +43,7 @@ training alone; s: seconds of training and drawing."""
 
 
 @dataclass(frozen=True)
-class ShapesTable(Kept):
+class ShapesTable(Compared):
     """Methods beside rejection truth on the shipped prior of furniture.
 
     With its defaults it takes about half an hour of one core. Give --json FILE, and --resume to go
@@ -52,17 +52,10 @@ class ShapesTable(Kept):
     Arguments:
         target: a class (chair, table, sofa, lamp, vase), seat, flat, slender or symmetric (may be
             repeated).
-        method: name of a method (may be repeated), or "all"; default one of each kind.
-        seeds: seeds of the trainings.
-        calls: network calls of each training.
-        samples: drawn of each sampler.
     """
 
     target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    seeds: tuple[int, ...] = (0,)
     calls: int = SHAPE_CALLS
-    samples: int = 256
 
 
 def shapes(options: Annotated[ShapesTable, tyro.conf.arg(name="")]) -> Result:
@@ -71,8 +64,7 @@ def shapes(options: Annotated[ShapesTable, tyro.conf.arg(name="")]) -> Result:
     Args:
         options: what to run, and where to write.
     """
-    chosen = list(options.method) or list(DEFAULTS)
-    chosen = list(shape_methods()) if chosen == ["all"] else chosen
+    chosen = options.chosen(DEFAULTS, shape_methods())
     targets = list(options.target or SHAPE_TARGETS)
     bench = ShapeBench(targets, chosen, list(options.seeds), options.calls, options.samples)
     rows = options.rows(bench.cells())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from difftilt.benches.base import Kept, Result, smallest_first
+from difftilt.benches.base import Compared, Result, smallest_first
 from difftilt.recipes.picture_bench import TRUTH_DRAWS, PictureBench
 from difftilt.recipes.picture_methods import DEFAULTS, NETWORK_CALLS, picture_methods
 from difftilt.report.comparison import draw_comparison
@@ -35,22 +35,16 @@ ESS: share of the draws; net calls: of the training alone; s: of training and dr
 
 
 @dataclass(frozen=True)
-class TextToImageTable(Kept):
+class TextToImageTable(Compared):
     """The text-to-image table: methods beside rejection truth on prompts never seen.
 
     Arguments:
-        method: name of a method (may be repeated), or "all"; default RTB, the prior and those that
-            are best known.
-        seeds: seeds of the trainings.
-        calls: network calls of each training.
         samples: pictures drawn of each prompt.
         prompts: how many of the held-out prompts.
         truth_draws: pictures of the prior that make the truth, of all prompts together.
         figure: draw reward against diversity there (.png or .svg).
     """
 
-    method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    seeds: tuple[int, ...] = (0,)
     calls: int = NETWORK_CALLS
     samples: int = 64
     prompts: int = 8
@@ -64,8 +58,7 @@ def text_to_image(options: Annotated[TextToImageTable, tyro.conf.arg(name="")]) 
     Args:
         options: what to run, and where to write.
     """
-    chosen = list(options.method) or list(DEFAULTS)
-    chosen = list(picture_methods()) if chosen == ["all"] else chosen
+    chosen = options.chosen(DEFAULTS, picture_methods())
     bench = PictureBench(
         chosen,
         list(options.seeds),

@@ -23,11 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-MOST_SAMPLES = 64
 RISE = 3.0  # standard errors
 UNEVEN = 0.5  # times the effective sample size at the start
 
@@ -100,33 +98,6 @@ def collapse(
 def _means(rows: Sequence[OwnPaths]) -> OwnPaths:
     columns = zip(*(row[1:] for row in rows), strict=True)
     return OwnPaths(rows[-1].step, *(statistics.fmean(column) for column in columns))
-
-
-@torch.no_grad()
-def diversity(ends: Shaped[Tensor, "B ..."], condition: Tensor | None = None) -> float:
-    """Mean distance of pairs of samples, of one condition each; nan where there is no pair.
-
-        Σ_{i<j} |x_i - x_j| / number of pairs
-
-    Of tokens: the mean share of positions at which two samples differ.
-
-    Arguments:
-        ends: samples or features of them; at most the first 64 are read.
-        condition: (B, ...) what each is given, or None.
-    """
-    x = ends[:MOST_SAMPLES].flatten(1)
-    if x.is_floating_point():
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        # Without matrix products, whose rounding depends on the machine's threads.
-        distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    else:
-        distance = (x[:, None] != x[None]).double().mean(2)
-    alike = torch.ones_like(distance, dtype=torch.bool)
-    if condition is not None:
-        flat = condition[:MOST_SAMPLES].reshape(len(x), -1).to(x.device)
-        alike = (flat[:, None] == flat[None]).all(2)
-    found = distance[alike.triu(1)]
-    return float(found.mean()) if len(found) else math.nan
 
 
 def mean_divergence(log_ratio: Float[Tensor, " B"]) -> float:

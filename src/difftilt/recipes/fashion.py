@@ -17,44 +17,31 @@ from torch import Tensor
 
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
+from difftilt.diagnostics.features import diversity, frechet_distance
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
 from difftilt.loading import load
 from difftilt.posteriors import Sources, Target
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.form import FormChoice
-from difftilt.recipes.rejection import prior_log_z, rejected
+from difftilt.recipes.rejection import halved, prior_log_z, rejected
 from difftilt.rewards import ClassifierReward
 from difftilt.tasks.images import (
     FASHION_CLASSES,
     Garment,
-    diversity,
     fashion_prior_folder,
     features,
-    frechet_distance,
     load_classifier,
 )
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
+from difftilt.training.plan import Replaying, Training
 
 CLASSES = len(FASHION_CLASSES)
 PATHS_PER_CLASS = 4
 
 
 def _training() -> Training:
-    return Training(
-        steps=240,
-        batch=16,
-        warm_start=0.83,
-        warm_start_loss="denoising",
-        anchor=0.008,
-        chunk=128,
-        subset=8,
-        warm_start_subset=8,
-        objective=RTB(residual_clip=10.0),
-        optimisation=Optimisation(learning_rate=1e-3, balance_scale=0.3, decay_from=0.5, ema=0.98),
-        behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
-        replaying=Replaying(pool_capacity=1024, pool_fresh=0, pool_effective=0.01),
-    )
+    return fine_tuning(Replaying(pool_capacity=1024, pool_fresh=0, pool_effective=0.01))
 
 
 @dataclass(frozen=True)
@@ -102,9 +89,11 @@ class Fashion(Recipe):
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         if job.contexts is not None:
             return _of_each_class(job, drawn, self.beta)
-        members = rejected(drawn.prior, self.beta, self.training.seed)
+        # The truth is drawn from other prior draws than those that are compared with it.
+        apart, compared = halved(drawn.prior, self.samples)
+        members = rejected(apart, self.beta, self.training.seed)
         corrected = None if drawn.corrected is None else drawn.corrected.x_0
-        sets = {"prior": drawn.prior.x_0, "posterior": drawn.posterior.x_0}
+        sets = {"prior": compared.x_0, "posterior": drawn.posterior.x_0}
         sets |= {"truth": members} | ({} if corrected is None else {"corrected": corrected})
         judge = load_classifier("heldout")
         seen = {name: features(judge, x) for name, x in sets.items()}
@@ -126,7 +115,7 @@ class Fashion(Recipe):
                 {"truth": prior_log_z(drawn.prior, self.beta), "posterior": evidence.value},
             ),
         ]
-        note = f"The truth is {len(members)} prior samples, accepted with probability r^β."
+        note = f"The truth is {len(members)} other prior samples, accepted with probability r^β."
         return {"title": f"Garment: {self.garment}", "rows": rows, "notes": [note]}
 
     def _share(self, judge: torch.nn.Module, x: Tensor) -> float:

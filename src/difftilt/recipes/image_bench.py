@@ -1,31 +1,41 @@
 """The paper's vision table on the shipped image prior: methods beside rejection truth.
 
 Truth is rejection: prior samples accepted with probability ``r^β``. Diversity and the Fréchet
-distance are in the features of the held-out classifier, which no training has seen.
+distance are in the features of the held-out classifier, which no training has seen; its opinion
+says which samples are of the wanted garments, and how diverse those are.
 """
 
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
+from difftilt.diagnostics.features import diversity, frechet_distance
 from difftilt.loading import load
 from difftilt.posteriors import Target
 from difftilt.recipes.image_methods import image_methods, setting_of
-from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
+from difftilt.recipes.rejection import (
+    CHUNK,
+    RejectionBench,
+    Row,
+    Run,
+    Truth,
+    measured_row,
+    truth_among,
+)
 from difftilt.rewards import ClassifierReward, LogReward
 from difftilt.sampling import Samples
 from difftilt.tasks.images import (
     FASHION_CLASSES,
+    GarmentClassifier,
     Style,
     StyleReward,
-    diversity,
     fashion_prior_folder,
     features,
-    frechet_distance,
     load_classifier,
 )
 
@@ -41,15 +51,17 @@ class ImageTarget:
     Arguments:
         reward: makes the log-reward, bounded by 0.
         summary: one line.
+        classes: the garments that are wanted; none for a style.
     """
 
     reward: Callable[[], LogReward]
     summary: str
+    classes: tuple[int, ...] = ()
 
 
 def _garments(summary: str, *labels: int) -> ImageTarget:
     """One class, or several whose probabilities are added."""
-    return ImageTarget(lambda: ClassifierReward(load_classifier("reward"), labels), summary)
+    return ImageTarget(lambda: ClassifierReward(load_classifier("reward"), labels), summary, labels)
 
 
 def _style(summary: str, style: Style, wanted: float, width: float) -> ImageTarget:
@@ -92,7 +104,9 @@ ImageRun, ImageTruth = Run, Truth
 def image_row(run: Run, truth: Truth) -> Row:
     """Make one sampler of one target and measure it."""
     setting = setting_of(build_target(run.target), run.calls, run.seed)
-    return measured_row(run, image_methods()[run.method], setting, truth, _figures)
+    return measured_row(
+        run, image_methods()[run.method], setting, truth, partial(_figures, run.target)
+    )
 
 
 def build_target(name: str) -> Target:
@@ -112,10 +126,22 @@ def truth_of(name: str, draws: int = TRUTH_DRAWS) -> Truth:
     return truth_among(build_target(name), prior_draws(draws), TRUTH_SEED)
 
 
-def _figures(drawn: Samples, truth: Truth) -> Row:
-    judge = load_classifier("heldout")
+def _figures(target: str, drawn: Samples, truth: Truth) -> Row:
+    judge, classes = load_classifier("heldout"), image_targets()[target].classes
     seen, exact = features(judge, drawn.x_0), features(judge, truth.members)
-    return {
+    found: Row = {
         "frechet": frechet_distance(seen, exact),
         "diversity": diversity(seen) / diversity(exact),
     }
+    if classes:
+        of_it = [_of_classes(judge, x, classes) for x in (drawn.x_0, truth.members)]
+        found["share"] = float(of_it[0].double().mean())
+        found["diversity_of_it"] = diversity(seen[of_it[0]]) / diversity(exact[of_it[1]])
+    return found
+
+
+@torch.no_grad()
+def _of_classes(judge: GarmentClassifier, x: Tensor, classes: Sequence[int]) -> Tensor:
+    """Which images the judge finds to be of one of the classes."""
+    said = torch.cat([judge(part).argmax(1) for part in x.split(CHUNK)])
+    return torch.isin(said, torch.tensor(classes))

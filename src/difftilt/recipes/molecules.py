@@ -19,6 +19,7 @@ from difftilt.diagnostics.distances import energy_distance
 from difftilt.errors import InputError
 from difftilt.posteriors import Prior, Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.rejection import halved, prior_log_z, rejected
 from difftilt.sampling import Samples
@@ -39,7 +40,7 @@ from difftilt.tasks.molecules.models import (
     molecule_prior,
 )
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward, SubstructureReward
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
+from difftilt.training.plan import Replaying, Training
 
 SOURCE = "shipped: molecules of QM9"
 PICTURES = 16
@@ -48,20 +49,9 @@ MoleculeReward = PropertyReward | ScoreReward | SubstructureReward
 
 
 def _training() -> Training:
-    return Training(
-        steps=480,
-        batch=16,
-        warm_start=0.7,
-        warm_start_loss="denoising",
-        anchor=0.008,
-        chunk=256,
-        subset=10,
-        warm_start_subset=10,
-        objective=RTB(residual_clip=10.0),
-        optimisation=Optimisation(learning_rate=5e-4, balance_scale=0.3, decay_from=0.5, ema=0.98),
-        behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
-        replaying=Replaying(pool_capacity=1536, pool_fresh=0, pool_effective=0.02),
-    )
+    pool = Replaying(pool_capacity=1536, pool_fresh=0, pool_effective=0.02)
+    sizes = {"chunk": 256, "subset": 10, "warm_start_subset": 10}
+    return fine_tuning(pool, rate=5e-4, steps=480, warm_start=0.7, **sizes)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from difftilt.objectives.base import Objective
 from difftilt.objectives.negative_aware import NegativeAware
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
 from difftilt.objectives.policy import DDPO, DPOK
+from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.makers import (
     Change,
     Maker,
@@ -25,9 +26,6 @@ from difftilt.recipes.makers import (
 from difftilt.smc.methods import BestOfN, FKSteering, ImportanceResampling
 from difftilt.text_to_image import TextToImage
 from difftilt.training.plan import (
-    RTB,
-    BehaviourWeights,
-    Optimisation,
     Replaying,
     Training,
     suited,
@@ -46,22 +44,19 @@ def picture_plan(network_calls: int | None = None, seed: int = 0) -> Training:
         network_calls: stop after this many states seen by a network; None: after 150 updates.
         seed: of the training.
     """
-    return Training(
+    return fine_tuning(
+        Replaying(pool_capacity=1024, pool_fresh=16, pool_effective=0.02),
+        rate=5e-4,
         steps=150,
         network_calls=network_calls,
         batch=32,
         paths_per_condition=8,
         warm_start=0.5,
-        warm_start_loss="denoising",
         anchor=0.01,
         chunk=64,
         subset=4,
         warm_start_subset=4,
         seed=seed,
-        objective=RTB(residual_clip=10.0),
-        optimisation=Optimisation(learning_rate=5e-4, balance_scale=0.3, decay_from=0.5, ema=0.97),
-        behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
-        replaying=Replaying(pool_capacity=1024, pool_fresh=16, pool_effective=0.02),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from difftilt.diagnostics.features import diversity, frechet_distance
 from difftilt.forms import Form
 from difftilt.loading import load
 from difftilt.posteriors import Target
@@ -19,7 +20,6 @@ from difftilt.recipes.makers import Maker, Setting
 from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
 from difftilt.recipes.shapes import COMPARED, Shapes
 from difftilt.sampling import Samples
-from difftilt.tasks.images import diversity, frechet_distance
 from difftilt.tasks.shapes.distances import compare_sets, occupancy_divergence
 from difftilt.tasks.shapes.judges import cloud_features, load_judge, shape_prior_folder
 from difftilt.tasks.shapes.targets import shape_target, shape_targets

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from difftilt.diagnostics.certificate import Certificate
+from difftilt.diagnostics.features import diversity, frechet_distance
 from difftilt.loading import load
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.rejection import halved, prior_log_z, rejected
-from difftilt.tasks.images import diversity, frechet_distance
 from difftilt.tasks.shapes.distances import (
     SetDistances,
     compare_sets,
@@ -32,27 +33,15 @@ from difftilt.tasks.shapes.judges import (
     shape_prior_folder,
 )
 from difftilt.tasks.shapes.targets import shape_target
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
+from difftilt.training.plan import Replaying, Training
 
 COMPARED: dict[str, int] = {"chamfer": 64, "emd": 24}
 FEWEST = 8
 
 
 def _training() -> Training:
-    return Training(
-        steps=120,
-        batch=16,
-        warm_start=0.8,
-        warm_start_loss="denoising",
-        anchor=0.008,
-        chunk=128,
-        subset=8,
-        warm_start_subset=8,
-        objective=RTB(residual_clip=10.0),
-        optimisation=Optimisation(learning_rate=1e-3, balance_scale=0.3, decay_from=0.5, ema=0.98),
-        behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
-        replaying=Replaying(pool_capacity=512, pool_fresh=0, pool_effective=0.01),
-    )
+    pool = Replaying(pool_capacity=512, pool_fresh=0, pool_effective=0.01)
+    return fine_tuning(pool, steps=120, warm_start=0.8)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from torch.nn.functional import interpolate
 from difftilt.adapters.diffusers import open_pipeline
 from difftilt.adapters.image_rewards import Isolation, image_reward
 from difftilt.adapters.text_to_image.loading import text_to_image_model
-from difftilt.diagnostics.collapse import diversity
 from difftilt.diagnostics.conditional import ConditionalCertificate
+from difftilt.diagnostics.features import diversity
 from difftilt.errors import InputError
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.custom import fitting

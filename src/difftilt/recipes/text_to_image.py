@@ -100,7 +100,7 @@ class HeldOutPrompts(Recipe):
         assert isinstance(drawn.certificate, ConditionalCertificate)
         notes = [
             f"Prompts, none of which the prior has seen: {', '.join(job.names)}.",
-            f"The truth is {count} pictures of the prior, accepted with probability r^β.",
+            f"The truth is {count} other pictures of the prior, accepted with probability r^β.",
             "Baselines have the posterior's adapters and its budget; nothing else was fitted.",
             f"Certificate on average: {drawn.certificate.verdict}.",
         ]
@@ -127,14 +127,19 @@ class HeldOutPrompts(Recipe):
         """Each sampler's pictures, as the judge sees them; prompts apart."""
         if "judged" not in self._kept:
             sets = {"prior": drawn.prior, "posterior": drawn.posterior, **self._baselines(job)}
-            self._kept["judged"] = {
+            judged = {
                 name: self.judging.judged(in_turn(s, len(job.names))) for name, s in sets.items()
             }
+            # The truth is drawn from other prior draws than those that are compared with it.
+            shown = [len(one.log_r) for one in judged["posterior"]]
+            split = [one.split(n) for one, n in zip(judged["prior"], shown, strict=True)]
+            judged["prior"], self._kept["apart"] = map(list, zip(*split, strict=True))
+            self._kept["judged"] = judged
         return self._kept["judged"]
 
     def _truth(self, job: Job, drawn: Drawn) -> list[PromptPictures]:
-        prior = self._judged(job, drawn)["prior"]
-        return self.judging.truth(prior, self.training.seed)
+        self._judged(job, drawn)
+        return self.judging.truth(self._kept["apart"], self.training.seed)
 
     def _baselines(self, job: Job) -> dict[str, Samples]:
         """Samples of each baseline, trained by the posterior's plan as its method changes it."""

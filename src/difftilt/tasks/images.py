@@ -12,17 +12,15 @@ Images are (B, 1, 28, 28) in [-1, 1], as the prior makes them; logits are (B, 10
 All weights are made by ``scripts/train_image_models.py``.
 """
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from difftilt.errors import CheckpointError, InputError
+from difftilt.errors import InputError
+from difftilt.tasks.shipped import filled, shipped_data, shipped_folder
 
 Garment = Literal[
     "T-shirt",
@@ -77,7 +75,7 @@ class GarmentClassifier(nn.Module):
 
 def fashion_prior_folder() -> Path:
     """The shipped prior, a diffusers `DDPMPipeline` folder over (B, 1, 28, 28) in [-1, 1]."""
-    return _data_folder() / "fashion_prior"
+    return shipped_folder("fashion_prior")
 
 
 def load_classifier(name: ClassifierName) -> GarmentClassifier:
@@ -92,16 +90,8 @@ def load_classifier(name: ClassifierName) -> GarmentClassifier:
     """
     if name not in CLASSIFIER_WIDTHS:
         raise InputError(f"no classifier is called {name!r}; choose one of {[*CLASSIFIER_WIDTHS]}")
-    path = _data_folder() / f"fashion_{name}.safetensors"
-    classifier = GarmentClassifier(CLASSIFIER_WIDTHS[name])
-    try:
-        classifier.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the classifier's weights {path} cannot be used ({error}); reinstall difftilt or run "
-            "scripts/train_image_models.py"
-        ) from error
-    return classifier.eval().requires_grad_(False)
+    path = shipped_data() / f"fashion_{name}.safetensors"
+    return filled(GarmentClassifier(CLASSIFIER_WIDTHS[name]), path, "scripts/train_image_models.py")
 
 
 Style = Literal["ink", "contrast"]
@@ -163,67 +153,3 @@ def features(
     if images.shape[1:] != (1, 28, 28):
         raise InputError(f"images must be (B, 1, 28, 28); these are {tuple(images.shape)}")
     return torch.cat([classifier.features(part) for part in images.split(chunk)])
-
-
-def diversity(
-    features: Float[Tensor, " B F"], generator: torch.Generator | None = None, *, limit: int = 2000
-) -> float:
-    """Mean Euclidean distance between two different rows.
-
-        (2 / (B (B - 1))) Σ_{i<j} |f_i - f_j|
-
-    Args:
-        features: at least two rows.
-        generator: draws the subset when there are more than ``limit`` rows.
-        limit: the largest number of rows whose pairs are all visited; a random subset of that
-            many stands for a larger set.
-
-    Raises:
-        InputError: fewer than two rows.
-    """
-    count = min(len(features), limit)
-    if count < 2:
-        raise InputError(f"diversity needs at least 2 samples and limit >= 2; it has {count}")
-    if len(features) > limit:
-        features = features[torch.randperm(len(features), generator=generator)[:limit]]
-    return torch.pdist(features.double()).mean().item()
-
-
-def frechet_distance(features_a: Float[Tensor, " A F"], features_b: Float[Tensor, " B F"]) -> float:
-    """Squared Fréchet distance between the Gaussians that have the two sets' moments.
-
-        |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½)
-
-    It is biased upwards by about tr(C)·(1/A + 1/B) at least, so compare it with the distance of
-    two sets of real images of the same sizes.
-
-    Raises:
-        InputError: a set has fewer than two rows, or the widths differ.
-
-    Source: Dowson and Landau (1982); as a score of generators, Heusel et al. (2017), eq. 6, there
-    with Inception features, here with those of a classifier.
-    """
-    if min(len(features_a), len(features_b)) < 2 or features_a.shape[1] != features_b.shape[1]:
-        raise InputError(
-            "the Fréchet distance needs two (n, F) sets of at least 2 rows with one F; these are "
-            f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
-        )
-    a, b = features_a.double(), features_b.double()
-    cov_a, cov_b = _covariance(a), _covariance(b)
-    # tr (C_a C_b)^½ is the sum of the singular values of C_a^½ C_b^½: no complex matrix root.
-    cross = torch.linalg.svdvals(_symmetric_root(cov_a) @ _symmetric_root(cov_b)).sum()
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    return max(0.0, (shift + cov_a.trace() + cov_b.trace() - 2 * cross).item())
-
-
-def _covariance(rows: Float[Tensor, " B F"]) -> Float[Tensor, " F F"]:
-    return torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1])
-
-
-def _symmetric_root(matrix: Float[Tensor, " F F"]) -> Float[Tensor, " F F"]:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-
-
-def _data_folder() -> Path:
-    return Path(str(files("difftilt.tasks") / "data"))

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.diagnostics.distances import energy_distance
+from difftilt.diagnostics.features import diversity
 from difftilt.errors import InputError
-from difftilt.tasks.images import diversity
 from difftilt.tasks.text_to_image import PictureJudge
 
 
@@ -34,6 +34,11 @@ class PromptPictures:
     def chosen(self, which: Tensor) -> "PromptPictures":
         """Some of the pictures, by index or mask."""
         return PromptPictures(self.features[which], self.right[which], self.log_r[which])
+
+    def split(self, n: int) -> tuple["PromptPictures", "PromptPictures"]:
+        """The first n pictures, and the others."""
+        every = torch.arange(len(self.log_r))
+        return self.chosen(every[:n]), self.chosen(every[n:])
 
 
 def judged(

@@ -21,12 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from difftilt.diffusions.masked import SUFFIX, canvas
-from difftilt.errors import CheckpointError, InputError
+from difftilt.errors import InputError
 from difftilt.tasks.shipped import (
     load_causal_model,
     load_masked_model,
     load_tokenizer,
     shipped_folder,
+    unusable,
 )
 from difftilt.tasks.stories.layout import Layout
 
@@ -78,10 +79,8 @@ def held_out_passages(folder: Path | None = None) -> list[Passage]:
     try:
         rows = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the held-out passages {path} cannot be used ({error}); reinstall difftilt or run "
-            "scripts/train_text_models.py --parts heldout"
-        ) from error
+        script = "scripts/train_text_models.py --parts heldout"
+        raise unusable(path, error, script) from error
     return [Passage(row["source"], tuple(row["sentences"])) for row in rows]
 
 

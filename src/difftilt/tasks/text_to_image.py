@@ -22,14 +22,12 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from difftilt.adapters.folders import without_loading_bars
-from difftilt.errors import CheckpointError, InputError, require
+from difftilt.errors import InputError, require
 from difftilt.tasks.emoji_words import COLOURS, PAIRS, THINGS, caption, index_of, is_held_out
-from difftilt.tasks.shipped import shipped_folder
+from difftilt.tasks.shipped import filled, shipped_data, shipped_folder, unusable
 
 SIZE = 32
 
@@ -110,7 +108,7 @@ def load_caption_reward() -> CaptionReward:
             model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).float()
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unusable(folder, error) from error
+        raise unusable(folder, error) from error
     return CaptionReward(model, caption_tokens(tokenizer))
 
 
@@ -179,22 +177,10 @@ def load_picture_judge() -> PictureJudge:
     Raises:
         CheckpointError: its weights are missing or do not fit.
     """
-    path = text_to_image_prior_folder().parent / "picture_judge.safetensors"
-    judge = PictureJudge()
-    try:
-        judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise _unusable(path, error) from error
-    return judge.eval().requires_grad_(False)
+    path = shipped_data() / "picture_judge.safetensors"
+    return filled(PictureJudge(), path, "scripts/train_picture_judges.py")
 
 
 def _check(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
         raise InputError(f"pictures must be (B, 3, {SIZE}, {SIZE}); got {tuple(images.shape)}")
-
-
-def _unusable(path: Path, reason: object) -> CheckpointError:
-    return CheckpointError(
-        f"the model in {path} cannot be used ({reason}); reinstall difftilt or run the scripts "
-        "that train it"
-    )

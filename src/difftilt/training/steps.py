@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difftilt.diagnostics.collapse import MOST_SAMPLES, OwnPaths, diversity, mean_divergence
+from difftilt.diagnostics.collapse import OwnPaths, mean_divergence
+from difftilt.diagnostics.features import diversity
 from difftilt.errors import TrainingError
 from difftilt.replay.behaviour import Scored
 from difftilt.training.denoising import denoising_updates
@@ -19,6 +20,9 @@ from difftilt.training.outcome import Outcome
 from difftilt.training.paths import path_updates
 from difftilt.training.pathwise import pathwise_updates
 from difftilt.training.state import TrainingState
+
+MOST_SAMPLES = 64
+"""Own ends whose pairs are compared at each update."""
 
 DOORS: dict[str, Callable[[TrainingState, float], Iterator[Outcome]]] = {
     "paths": path_updates,
@@ -86,7 +90,8 @@ def _spread(state: TrainingState, parts: dict[str, Scored]) -> float:
         return math.nan
     path = parts["on_policy"].path
     ends = path.x_0[:MOST_SAMPLES]
-    return diversity(ends if state.features is None else state.features(ends), path.condition)
+    condition = None if path.condition is None else path.condition[:MOST_SAMPLES]
+    return diversity(ends if state.features is None else state.features(ends), condition)
 
 
 def _door(state: TrainingState) -> Callable[[TrainingState, float], Iterator[Outcome]]:

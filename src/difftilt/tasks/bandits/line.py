@@ -129,6 +129,5 @@ def _components(tilt: Tilt | None, like: Tensor) -> list[tuple[Tensor, Tensor, T
     if isinstance(tilt, GaussianTilt):
         return [(zero + 1, tilt.delta, zero if tilt.log_scale is None else tilt.log_scale)]
     assert isinstance(tilt, MixtureTilt)
-    share = tilt.logits.softmax(1)
-    every = range(share.shape[1])
-    return [(share[:, k, None], tilt.delta[:, k], tilt.log_scale[:, k]) for k in every]
+    parts = zip(tilt.logits.softmax(0), tilt.delta, tilt.log_scale, strict=True)
+    return [(share[:, None], shift.T, log_scale.T) for share, shift, log_scale in parts]

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from difftilt.errors import CheckpointError, InputError
+from difftilt.errors import InputError
 from difftilt.tasks.control.environments import make_environment
 from difftilt.tasks.control.episodes import Policy
-from difftilt.tasks.shipped import shipped_folder
+from difftilt.tasks.shipped import shipped_folder, unusable
 
 MAZE = "PointMaze_UMaze-v3"
 MAZE_GAINS = ((0.5, 2.0), (1.0, 2.0), (1.5, 2.0), (2.0, 2.0), (10.0, 2.0))
@@ -176,10 +176,7 @@ def load_linear(file: Path) -> list[Policy]:
         linear = [Linear(m, b) for m, b in zip(weights["matrix"], weights["bias"], strict=True)]
         return [Uniform(weights["bias"].shape[1]), *linear]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"the agents' weights {file} cannot be used ({error}); reinstall difftilt or run "
-            "scripts/train_control_agents.py"
-        ) from error
+        raise unusable(file, error, "scripts/train_control_agents.py") from error
 
 
 def _weights(environment: str) -> Path:

@@ -6,24 +6,20 @@ A state is (B, 9, 13): places in Å, and a one-hot of the atom's kind (``chemist
 are made by ``scripts/train_molecules.py``.
 """
 
-from importlib.resources import files
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt64
 from numpy import ndarray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from difftilt.adapters.molecules import AtomDenoiser, molecule_chain
 from difftilt.chains import Chain
-from difftilt.errors import CheckpointError
 from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, centred
 from difftilt.schedules import Polynomial
 from difftilt.tasks.molecules.chemistry import KINDS
+from difftilt.tasks.shipped import Network, filled, shipped_folder
 
 MOST_ATOMS = 9
 KIND_SCALE = 0.25
@@ -54,8 +50,7 @@ def molecule_prior(steps: int = 50) -> Chain:
     Raises:
         CheckpointError: its weights are missing or do not fit.
     """
-    network = new_prior_network()
-    _filled(network, "prior")
+    network = _filled(new_prior_network(), "prior")
     return molecule_chain(AtomDenoiser(network), schedule().levels(steps), MOST_ATOMS)
 
 
@@ -65,31 +60,17 @@ def load_regressor() -> "PropertyNetwork":
     Raises:
         CheckpointError: its weights are missing or do not fit.
     """
-    network = PropertyNetwork()
-    _filled(network, "regressor")
-    return network
+    return _filled(PropertyNetwork(), "regressor")
 
 
 def seen_molecules() -> UInt64[ndarray, " n"]:
     """Sorted fingerprints (``metrics.fingerprint``) of the molecules that the prior has seen."""
-    return np.load(_folder() / "seen.npz")["fingerprints"]
+    return np.load(shipped_folder("molecules") / "seen.npz")["fingerprints"]
 
 
-def _folder() -> Path:
-    return Path(str(files("difftilt.tasks") / "data" / "molecules"))
-
-
-def _filled(network: nn.Module, name: str) -> None:
-    """Load weights in float32 (some are stored in half precision) and freeze the network."""
-    path = _folder() / f"{name}.safetensors"
-    try:
-        network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the weights {path} cannot be used ({error}); reinstall difftilt or run "
-            "scripts/train_molecules.py"
-        ) from error
-    network.eval().requires_grad_(False)
+def _filled(network: Network, name: str) -> Network:
+    path = shipped_folder("molecules") / f"{name}.safetensors"
+    return filled(network, path, "scripts/train_molecules.py")
 
 
 def read_kinds(states: Float[Tensor, "B A F"]) -> Int[Tensor, "B A"]:

@@ -7,14 +7,11 @@ whatever labels a copy of the prior is shown, it starts at the prior to the bit.
 sees them hidden.
 """
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from difftilt.errors import CheckpointError
 from difftilt.models.heads import ZeroLinear
 from difftilt.models.token_transformer import TokenTransformer, TransformerSize
 from difftilt.token_denoisers import TokenNetwork
@@ -49,26 +46,3 @@ class SequenceNetwork(TokenNetwork):
 
     def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
         return self.network.last(hidden)
-
-
-def load_sequence_network(
-    path: Path, vocab_size: int, length: int, size: TransformerSize
-) -> SequenceNetwork:
-    """A frozen prior from a safetensors file, stored in half precision, in float32.
-
-    Raises:
-        CheckpointError: the file is missing or does not fit.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    network = SequenceNetwork(vocab_size, length, size)
-    try:
-        network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"the sequence prior {path} cannot be used ({reason}); reinstall difftilt or run "
-            "scripts/train_sequences.py"
-        ) from error
-    return network.float().eval().requires_grad_(False)

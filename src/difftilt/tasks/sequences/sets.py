@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.errors import CheckpointError
 from difftilt.models.token_transformer import TransformerSize
 from difftilt.tasks.controls import Fit
 from difftilt.tasks.sequences import dna, molecules, peptides
@@ -32,10 +31,11 @@ from difftilt.tasks.sequences.counts import (
     placed,
     sequence_classifier,
 )
-from difftilt.tasks.sequences.network import SequenceNetwork, load_sequence_network
-from difftilt.tasks.shipped import shipped_folder
+from difftilt.tasks.sequences.network import SequenceNetwork
+from difftilt.tasks.shipped import filled, shipped_folder, unusable
 
 SequenceName = Literal["dna", "peptides", "selfies"]
+SCRIPT = "scripts/train_sequences.py"
 SIZES = {
     "dna": (len(dna.BASES), TransformerSize(32, 2, 2)),
     "peptides": (1 + len(peptides.AMINO_ACIDS), TransformerSize(64, 3, 4)),
@@ -169,7 +169,7 @@ _BUILT: dict[SequenceName, Callable[[], SequenceSet]] = {
 def _network(name: SequenceName, length: int) -> SequenceNetwork:
     path = shipped_folder("sequences") / f"{name}.safetensors"
     vocab_size, size = SIZES[name]
-    return load_sequence_network(path, vocab_size, length, size)
+    return filled(SequenceNetwork(vocab_size, length, size), path, SCRIPT)
 
 
 def _shipped_pairs(name: SequenceName) -> dict[str, np.ndarray]:
@@ -178,10 +178,7 @@ def _shipped_pairs(name: SequenceName) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as opened:
             return dict(opened)
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the labelled pairs {path} cannot be used ({error}); reinstall difftilt or run "
-            "scripts/train_sequences.py"
-        ) from error
+        raise unusable(path, error, SCRIPT) from error
 
 
 def _pairs(shipped: dict[str, np.ndarray], name: str) -> Pairs:

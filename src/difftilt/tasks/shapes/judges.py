@@ -15,13 +15,11 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from difftilt.errors import CheckpointError, InputError
+from difftilt.errors import InputError
 from difftilt.tasks.shapes.furniture import SHAPE_CLASSES
-from difftilt.tasks.shipped import shipped_folder
+from difftilt.tasks.shipped import filled, shipped_folder
 
 JudgeName = Literal["reward", "heldout"]
 JUDGE_WIDTHS: dict[str, tuple[int, ...]] = {
@@ -81,18 +79,8 @@ def load_judge(name: str) -> PointNet:
     """
     if name not in JUDGE_WIDTHS:
         raise InputError(f"no classifier is called {name!r}; choose one of {[*JUDGE_WIDTHS]}")
-    path, judge = (
-        shipped_folder("shape_judges") / f"{name}.safetensors",
-        PointNet(JUDGE_WIDTHS[name]),
-    )
-    try:
-        judge.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the classifier's weights {path} cannot be used ({error}); reinstall difftilt or run "
-            "scripts/train_shape_models.py"
-        ) from error
-    return judge.eval().requires_grad_(False)
+    path = shipped_folder("shape_judges") / f"{name}.safetensors"
+    return filled(PointNet(JUDGE_WIDTHS[name]), path, "scripts/train_shape_models.py")
 
 
 @torch.no_grad()
