@@ -80,7 +80,7 @@ if _typing.TYPE_CHECKING:
     from difftilt.objectives.negative_aware import NegativeAware
     from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
     from difftilt.objectives.payoff import RGDM, RewardWeighted
-    from difftilt.objectives.policy import DDPO, DPOK, Reinforce
+    from difftilt.objectives.policy import DDPO, DPOK, FlowGRPO, Reinforce
     from difftilt.objectives.subtrajectory import (
         DetailedBalance,
         PathConsistency,
@@ -176,6 +176,7 @@ __all__ = [
     "DriftNet",
     "FKSteering",
     "Floored",
+    "FlowGRPO",
     "FullCopy",
     "GaussianLikelihood",
     "GroupPolicyGradient",
@@ -385,6 +386,7 @@ _HOMES = {
     "difftilt.objectives.policy": (
         "DDPO",
         "DPOK",
+        "FlowGRPO",
         "Reinforce",
     ),
     "difftilt.objectives.subtrajectory": (

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from difftilt.errors import InputError
 from difftilt.objectives.base import PathObjective, Scores
-from difftilt.objectives.policy import DDPO, DPOK, Reinforce, costs_to_go
+from difftilt.objectives.policy import DDPO, DPOK, FlowGRPO, Reinforce, costs_to_go
 
 PATHS = list(itertools.product((0, 1), repeat=2))
 PRIOR_FIRST = torch.tensor([0.3, 0.7]).double().log()
@@ -82,18 +83,61 @@ def test_ddpo_maximises_the_reward_alone():
     assert not DDPO().consistent and DDPO(kl=True).consistent
 
 
-def test_dpok_adds_the_divergences_at_the_visited_states():
-    """``∇ E_q[-log r] + E_q[Σ ∇KL_n]``, which is not the gradient of the reverse divergence."""
+def visited_divergences() -> Tensor:
+    """``E_q[Σ ∇KL_n]`` at the visited states."""
     logits = parameters()
     first, last = laws(logits)
     visited = first.detach().exp()
     divergence = (first.exp() * (first - PRIOR_FIRST)).sum()
     divergence = divergence + (visited * (last.exp() * (last - PRIOR_LAST)).sum(1)).sum()
-    (penalty,) = torch.autograd.grad(divergence, logits)
+    return torch.autograd.grad(divergence, logits)[0]
+
+
+def test_dpok_adds_the_divergences_at_the_visited_states():
+    """``∇ E_q[-log r] + E_q[Σ ∇KL_n]``, which is not the gradient of the reverse divergence."""
+    penalty = visited_divergences()
     found = expected_gradient(DPOK())
     assert torch.allclose(found, exact_gradient(lambda s: -s.log_r) + penalty, atol=1e-12)
     assert not torch.allclose(found, exact_gradient(reverse_divergence), atol=1e-3)
     assert not DPOK().consistent
+
+
+def test_a_group_of_two_compares_signs_and_pays_the_divergence():
+    """Of two paths, the advantages are 1 and -1 whatever their rewards: the gradient is that of
+    ``-(Q(r' < r) - Q(r' > r))``, the rank of each reward among the policy's own."""
+    free, held = (expected_gradient(FlowGRPO(penalty=p)) for p in (0.0, 0.3))
+    first, last = laws(parameters().detach())
+    probability = (first[:, None] + last).exp()
+    rank = torch.stack([(probability * (r - LOG_R).sign()).sum() for r in LOG_R.flatten()]).reshape(
+        2, 2
+    )
+
+    def cost(scores: Scores) -> Tensor:
+        return -torch.stack([rank[a, b] for a, b in PATHS])
+
+    assert torch.allclose(free, exact_gradient(cost), atol=1e-12)
+    assert torch.allclose(held - free, 0.3 * visited_divergences(), atol=1e-12)
+    assert not FlowGRPO().consistent
+
+
+def test_groups_are_normalised_each_by_its_own_deviation():
+    found = scored(parameters(), [*PATHS, *PATHS])
+    rewards = torch.cat([LOG_R.flatten(), 7 * LOG_R.flatten() + 50])
+    groups = torch.tensor([0] * 4 + [1] * 4)
+    logits = parameters()
+    both = scored(logits, [*PATHS, *PATHS])
+    many = Scores(found.log_ratio, rewards, group=groups, steps=both.steps, drawn=both.drawn)
+    zero = torch.zeros_like(found.steps)
+    losses = FlowGRPO(penalty=0.0).losses(replace(many, divergence=zero))
+    (second,) = torch.autograd.grad(losses[4:].sum(), logits, retain_graph=True)
+    (first,) = torch.autograd.grad(losses[:4].sum(), logits)
+    assert torch.allclose(first, second, atol=1e-12) and float(first.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("options", [{"clip": 0.0}, {"penalty": -1.0}, {"updates": 0}])
+def test_flow_grpo_refuses(options: dict):
+    with pytest.raises(InputError, match="clip must be above 0"):
+        FlowGRPO(**options)
 
 
 @pytest.mark.parametrize("kl", [True, False])

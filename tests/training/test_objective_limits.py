@@ -6,7 +6,7 @@ import torch
 from difftilt.errors import InputError
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Objective, PathObjective, kinds
-from difftilt.objectives.policy import DDPO, DPOK, Reinforce
+from difftilt.objectives.policy import DDPO, DPOK, FlowGRPO, Reinforce
 from difftilt.objectives.subtrajectory import (
     DetailedBalance,
     PathConsistency,
@@ -24,7 +24,11 @@ CONSISTENT: dict[str, tuple[Objective, dict]] = {
     "REINFORCE": (Reinforce(), {"batch": 256, "learning_rate": 0.03}),
     "PPO": (DDPO(0.2, kl=True, updates=2), {"batch": 256, "learning_rate": 0.03}),
 }
-BIASED: dict[str, Objective] = {"DDPO": DDPO(), "DDPO clipped": DDPO(1e-2, updates=2)}
+BIASED: dict[str, Objective] = {
+    "DDPO": DDPO(),
+    "DDPO clipped": DDPO(1e-2, updates=2),
+    "Flow-GRPO": FlowGRPO(),
+}
 
 
 def fitted(objective: Objective, steps: int = 200, chunk: int = 16_384, **changes):

@@ -116,10 +116,16 @@ class DDPO(_OnPolicy):
         if self.clip is None:
             return _surrogate(cost[-1], -(advantage * scores.steps).sum(0))
         assert scores.drawn is not None
-        ratio = torch.exp(scores.steps - scores.drawn)
-        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        gain = torch.minimum(ratio * advantage, clipped * advantage)
-        return _surrogate(cost[-1], -gain.sum(0))
+        return _surrogate(cost[-1], -_clipped_gain(scores, advantage, self.clip).sum(0))
+
+
+def _clipped_gain(
+    scores: Scores, advantage: Float[Tensor, "*rows B"], clip: float
+) -> Float[Tensor, "rows B"]:
+    """``min(ρ A, clamp(ρ, 1 ± clip) A)`` with ``ρ = q / q_drawn`` of each step (PPO)."""
+    assert scores.steps is not None and scores.drawn is not None
+    ratio = torch.exp(scores.steps - scores.drawn)
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def _as_drawn(scores: Scores) -> Scores:
@@ -151,3 +157,58 @@ class DPOK(_OnPolicy):
         advantage = scores.advantages(scores.log_r)
         gradient = scores.divergence.sum(0) - advantage * scores.steps.sum(0)
         return _surrogate(scores.log_ratio - scores.log_r, gradient)
+
+
+@dataclass(frozen=True)
+class FlowGRPO(_OnPolicy):
+    """Group-relative policy optimisation: PPO's clipped ratio and each step's divergence.
+
+        -min(ρ_n A, clamp(ρ_n, 1 ± clip) A) + penalty · KL(q ‖ p) of step n,    summed over n
+        A = (log r - mean) / standard deviation, over the paths of a condition
+
+    **Not the posterior**: dividing by the standard deviation takes the scale of ``β log r`` away,
+    so that the penalty alone says how far from the prior it goes, and rare conditions go as far as
+    easy ones. The paper averages log-ratios over dimensions; here they are sums.
+
+    Arguments:
+        clip: ε of the clipped ratio, > 0.
+        penalty: of the divergence, >= 0.
+        updates: optimiser steps on each batch of paths.
+
+    Raises:
+        InputError: an argument out of range.
+
+    Source: Liu et al. 2025, eq. 4-6 (arXiv 2505.05470); Shao et al. 2024 (arXiv 2402.03300).
+    """
+
+    clip: float = 0.2
+    penalty: float = 0.04
+    updates: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.clip > 0 and self.penalty >= 0 and self.updates >= 1):
+            raise InputError(
+                f"clip={self.clip}, penalty={self.penalty}, updates={self.updates}: clip must be "
+                "above 0, the penalty 0 or more, and the updates 1 or more"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"steps", "drawn", "divergence"})
+
+    @property
+    def consistent(self) -> bool:
+        """No: see above."""
+        return False
+
+    @property
+    def updates_per_batch(self) -> int:
+        return self.updates
+
+    def losses(self, scores: Scores) -> Float[Tensor, " B"]:
+        assert scores.divergence is not None
+        gain = scores.centred(scores.log_r)
+        variance = gain.square() - scores.centred(gain.square())
+        advantage = gain / variance.sqrt().clamp(min=1e-6)
+        gradient = self.penalty * scores.divergence - _clipped_gain(scores, advantage, self.clip)
+        return _surrogate(-scores.log_r, gradient.sum(0))

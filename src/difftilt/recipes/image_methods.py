@@ -13,7 +13,7 @@ from difftilt.objectives.contrastive import CEP
 from difftilt.objectives.forward import AdvantageWeighted
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
 from difftilt.objectives.payoff import RGDM
-from difftilt.objectives.policy import DDPO, DPOK
+from difftilt.objectives.policy import DDPO, DPOK, FlowGRPO
 from difftilt.posteriors import Target
 from difftilt.recipes.fashion import Fashion
 from difftilt.recipes.label_guidance import classifier_free, classifier_guided
@@ -109,6 +109,7 @@ def network_methods(value: FormChange) -> dict[str, Maker]:
         "ddpo": trained(_on_policy(DDPO(0.2, updates=2))),
         "ppo_kl": trained(_on_policy(DDPO(0.2, kl=True, updates=2))),
         "dpok": trained(_on_policy(DPOK())),
+        "flow_grpo": trained(_on_policy(FlowGRPO(updates=2))),
         "kl_control": _pathwise(KLControl()),
         "adjoint_matching": _pathwise(AdjointMatching()),
         "align_prop": _pathwise(AlignProp()),

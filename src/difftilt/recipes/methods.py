@@ -16,7 +16,7 @@ from difftilt.objectives.forward import AdvantageWeighted
 from difftilt.objectives.negative_aware import NegativeAware
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
 from difftilt.objectives.payoff import RGDM, RewardWeighted
-from difftilt.objectives.policy import DDPO, DPOK, Reinforce
+from difftilt.objectives.policy import DDPO, DPOK, FlowGRPO, Reinforce
 from difftilt.objectives.subtrajectory import (
     DetailedBalance,
     PathConsistency,
@@ -172,6 +172,11 @@ def _trained_methods() -> dict[str, Method]:
         "dpok": Method(
             "DPOK: reward and each step's KL at the visited states",
             by_itself(DPOK(), _gaussian),
+            consistent=False,
+        ),
+        "flow_grpo": Method(
+            "Flow-GRPO: PPO's ratio, advantages in units of their deviation, each step's KL",
+            by_itself(FlowGRPO(updates=2), _gaussian),
             consistent=False,
         ),
     }

@@ -12,7 +12,7 @@ from difftilt.forms import LoRA
 from difftilt.objectives.base import Objective
 from difftilt.objectives.negative_aware import NegativeAware
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
-from difftilt.objectives.policy import DDPO, DPOK
+from difftilt.objectives.policy import DDPO, DPOK, FlowGRPO
 from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.makers import (
     Change,
@@ -100,6 +100,7 @@ def trained_picture_methods() -> dict[str, Callable[[Setting], Chain]]:
         "ddpo": trained(on_policy(DDPO(0.2, updates=2))),
         "ddpo_kl": trained(on_policy(DDPO(0.2, kl=True, updates=2))),
         "dpok": trained(on_policy(DPOK())),
+        "flow_grpo": trained(on_policy(FlowGRPO(updates=2))),
         "kl_control": trained(on_policy(KLControl())),
         "align_prop": trained(on_policy(AlignProp())),
         "draft": trained(on_policy(DRaFT(1))),

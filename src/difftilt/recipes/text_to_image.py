@@ -34,7 +34,9 @@ from difftilt.sampling import Samples
 from difftilt.tasks.picture_figures import PromptPictures, picture_figures
 from difftilt.training.plan import Training
 
-Baseline = Literal["ddpo", "ddpo_kl", "dpok", "align_prop", "draft", "adjoint_matching"]
+Baseline = Literal[
+    "ddpo", "ddpo_kl", "dpok", "flow_grpo", "align_prop", "draft", "adjoint_matching"
+]
 SHOWN = 4
 FIGURES = {
     "log_r": ("mean log r", "nats, of the reward's network"),
