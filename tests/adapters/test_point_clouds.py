@@ -10,8 +10,7 @@ from torch import Tensor
 
 import difftilt
 from difftilt.adapters.point_clouds import (
-    CONFIG,
-    WEIGHTS,
+    FOLDER,
     PointCloudConfig,
     PointCloudModel,
     load_point_clouds,
@@ -26,6 +25,7 @@ from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
 from difftilt.scoring import log_ratio
 
+CONFIG, WEIGHTS = FOLDER.files
 SIZE = PointNetworkSize(width=16, token_width=16, tokens=4, blocks=2, heads=2, frequencies=2)
 CONFIG_12 = PointCloudConfig(points=12, size=SIZE)
 

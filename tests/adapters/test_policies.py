@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from difftilt.adapters.actions import bounded, log_stretch, unbounded
 from difftilt.adapters.foreign_policies import foreign_policy, load_tensors
 from difftilt.adapters.policies import (
-    CONFIG,
-    WEIGHTS,
+    FOLDER,
     DiffusionPolicy,
     PolicyDenoiser,
     load_policy,
@@ -25,6 +24,7 @@ from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
 
 pytest.importorskip("diffusers")
+CONFIG, WEIGHTS = FOLDER.files
 SIZE = ResidualSize(width=16, blocks=2, expansion=2, embedding=8)
 CONFIG_5_2 = PolicyConfig(5, 2, SIZE)
 

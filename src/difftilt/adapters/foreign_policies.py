@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from difftilt.adapters.folders import read_weights
-from difftilt.adapters.policies import DiffusionPolicy, fill, new_policy
+from difftilt.adapters.folders import fill, read_weights
+from difftilt.adapters.policies import DiffusionPolicy, new_policy
 from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import InputError
 from difftilt.models.residual import ResidualSize

@@ -20,17 +20,16 @@ Source: Luo and Hu 2021, Diffusion probabilistic models for 3D point cloud gener
 2103.01458); Zhou et al. 2021, PVD (arXiv 2104.03670).
 """
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difftilt.adapters.diffusers import fingerprint
-from difftilt.adapters.folders import check_replaceable, write_whole
+from difftilt.adapters.folders import OwnFolder
 from difftilt.chains import Chain
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.diffusions.gaussian import (
@@ -38,12 +37,11 @@ from difftilt.diffusions.gaussian import (
     ancestral_tables,
     posterior_variance,
 )
-from difftilt.errors import CheckpointError, InputError
+from difftilt.errors import InputError
 from difftilt.models.point_cloud import PointNetwork, PointNetworkSize
 from difftilt.schedules import NoiseLevels, VariancePreserving
 
-KIND = "difftilt point cloud model"
-CONFIG, WEIGHTS = "point_cloud.json", "point_cloud.safetensors"
+FOLDER = OwnFolder("difftilt point cloud model", "point_cloud")
 ERROR = "clean_error"
 MEASURED = 33
 CHUNK = 64
@@ -154,20 +152,10 @@ class PointCloudModel:
             InputError: the place holds something else.
             CheckpointError: the disk says no.
         """
-        folder = Path(folder).expanduser()
-        check_replaceable(folder, CONFIG, KIND)
-        weights = {k: v.half().contiguous() for k, v in self.network.state_dict().items()}
+        weights = {k: v.half() for k, v in self.network.state_dict().items()}
         if self.error is not None:
-            weights[ERROR] = self.error.contiguous()
-
-        def write(new: Path) -> None:
-            new.mkdir()
-            text = json.dumps({"kind": KIND, "config": asdict(self.config)}, indent=1)
-            (new / CONFIG).write_text(text + "\n")
-            save_file(weights, new / WEIGHTS)
-
-        write_whole(folder, write, "model of point clouds")
-        return folder
+            weights[ERROR] = self.error
+        return FOLDER.write(folder, asdict(self.config), weights)
 
 
 def load_point_clouds(folder: str | Path) -> PointCloudModel:
@@ -177,20 +165,9 @@ def load_point_clouds(folder: str | Path) -> PointCloudModel:
         CheckpointError: a file is missing, broken or does not fit.
         InputError: the config is out of range.
     """
-    folder = Path(folder).expanduser()
-    try:
-        options = dict(json.loads((folder / CONFIG).read_text())["config"])
-        size = PointNetworkSize(**options.pop("size"))
-        config = PointCloudConfig(**options, size=size)
-        network = PointNetwork(size)
-        weights = load_file(folder / WEIGHTS)
-        error = weights.pop(ERROR, None)
-        network.load_state_dict(weights)
-    except InputError:
-        raise
-    except Exception as error:  # json, safetensors and a dataclass have kinds of their own
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder} holds no readable {KIND} ({CONFIG} and {WEIGHTS}): {reason}"
-        ) from error
-    return PointCloudModel(network.eval().requires_grad_(False), config, error)
+    config, network, error = FOLDER.read(folder, lambda c: PointNetwork(_config(c).size), ERROR)
+    return PointCloudModel(network, _config(config), error)
+
+
+def _config(options: dict[str, Any]) -> PointCloudConfig:
+    return PointCloudConfig(**{**options, "size": PointNetworkSize(**options["size"])})

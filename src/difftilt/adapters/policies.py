@@ -22,19 +22,17 @@ the others, which a posterior can tilt, and a trained posterior is again an ordi
 Source of the variance: Bao et al. 2022, Analytic-DPM, theorem 1 (arXiv 2201.06503).
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difftilt.adapters.actions import bounded
 from difftilt.adapters.diffusers import fingerprint
-from difftilt.adapters.folders import check_replaceable, write_whole
+from difftilt.adapters.folders import OwnFolder
 from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.chains import Chain
 from difftilt.denoisers import Denoiser, Level, to_clean
@@ -43,12 +41,11 @@ from difftilt.diffusions.gaussian import (
     ancestral_tables,
     posterior_variance,
 )
-from difftilt.errors import CheckpointError, InputError
+from difftilt.errors import InputError
 from difftilt.models.residual import ResidualMLP, ResidualSize
 from difftilt.schedules import NoiseLevels
 
-KIND = "difftilt diffusion policy"
-CONFIG, WEIGHTS = "policy.json", "policy.safetensors"
+FOLDER = OwnFolder("difftilt diffusion policy", "policy")
 ERROR = "noise_error"
 MEASURED, MEASURED_ROWS = 64, 2048
 
@@ -219,20 +216,10 @@ class DiffusionPolicy:
             InputError: the folder holds something else.
             CheckpointError: it cannot be written.
         """
-        folder = Path(folder).expanduser()
-        check_replaceable(folder, CONFIG, KIND)
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        weights = self.network.state_dict()
         if self.error is not None:
-            weights[ERROR] = self.error.contiguous()
-
-        def write(new: Path) -> None:
-            new.mkdir()
-            text = json.dumps({"kind": KIND, "config": asdict(self.config)}, indent=1)
-            (new / CONFIG).write_text(text + "\n")
-            save_file(weights, new / WEIGHTS)
-
-        write_whole(folder, write, "policy")
-        return folder
+            weights = {**weights, ERROR: self.error}
+        return FOLDER.write(folder, asdict(self.config), weights)
 
 
 def new_policy(config: PolicyConfig, seed: int = 0) -> DiffusionPolicy:
@@ -250,32 +237,9 @@ def load_policy(folder: str | Path) -> DiffusionPolicy:
         CheckpointError: a file is missing, broken or does not fit.
         InputError: the config is out of range.
     """
-    folder = Path(folder).expanduser()
-    try:
-        written = json.loads((folder / CONFIG).read_text())
-        options = dict(written["config"])
-        config = PolicyConfig(**{**options, "size": ResidualSize(**options["size"])})
-        weights = load_file(folder / WEIGHTS)
-    except InputError:
-        raise
-    except Exception as error:  # json, safetensors and a dataclass have kinds of their own
-        raise CheckpointError(
-            f"{folder} holds no readable {KIND} ({CONFIG} and {WEIGHTS}): {error}"
-        ) from error
-    error = weights.pop(ERROR, None)
-    policy = new_policy(config)
-    fill(policy.network, weights, str(folder))
-    return replace(policy, error=error)
+    config, network, error = FOLDER.read(folder, lambda c: new_policy(_config(c)).network, ERROR)
+    return DiffusionPolicy(network, _config(config), error)
 
 
-def fill(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Put weights into a network.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over or of another shape.
-    """
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the weights of {source} do not fit the policy: {reason}") from error
+def _config(options: dict[str, Any]) -> PolicyConfig:
+    return PolicyConfig(**{**options, "size": ResidualSize(**options["size"])})

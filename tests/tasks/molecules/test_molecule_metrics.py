@@ -272,7 +272,7 @@ def test_the_prior_makes_molecules_of_any_number_of_atoms():
 
 
 def test_a_missing_file_of_weights_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(models, "shipped_folder", lambda name: tmp_path)
     with pytest.raises(CheckpointError, match=r"prior\.safetensors"):
         molecule_prior()
     with pytest.raises(CheckpointError, match=r"regressor\.safetensors"):
