@@ -61,7 +61,7 @@ if _typing.TYPE_CHECKING:
         RewardError,
         TrainingError,
     )
-    from difftilt.forms import DriftNet, FullCopy, LoRA, Perceptron, ValueGuided
+    from difftilt.forms import DriftNet, FullCopy, LearnedGuidance, LoRA, Perceptron, ValueGuided
     from difftilt.guidance.base import Guidance
     from difftilt.guidance.classifier_free import ClassifierFreeGuidance, ClassifierFreeKernel
     from difftilt.guidance.learned import ClassifierGuidance, OracleGuidance, ValueGuidance
@@ -187,6 +187,7 @@ __all__ = [
     "InputError",
     "KLControl",
     "LGDMC",
+    "LearnedGuidance",
     "LeastEntropy",
     "LeftToRight",
     "LoRA",
@@ -338,6 +339,7 @@ _HOMES = {
     "difftilt.forms": (
         "DriftNet",
         "FullCopy",
+        "LearnedGuidance",
         "LoRA",
         "Perceptron",
         "ValueGuided",

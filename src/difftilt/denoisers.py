@@ -97,6 +97,10 @@ class Denoiser(nn.Module, ABC):
         """This denoiser with a condition (B, ...) bound; unconditional ones return self."""
         return self
 
+    def unconditional(self) -> "tuple[Denoiser, Tensor] | None":
+        """A denoiser and the condition (...) of one sample that tells it nothing; None: none."""
+        return None
+
     def informed(self) -> "Denoiser":
         """This denoiser as a posterior's: it may read all of a condition."""
         return self

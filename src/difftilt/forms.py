@@ -1,11 +1,12 @@
-"""What carries a posterior: a copy of the prior, adapters on it, a drift net, a perceptron, or
-a value whose gradient guides."""
+"""What carries a posterior: a copy of the prior, adapters on it, a drift net, a perceptron, a value
+whose gradient guides, or the strengths of the prior's own guidance."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import InputError
+from difftilt.guidance.classifier_free import LearnedGuidanceKernel
 from difftilt.kernels import DenoiserKernel, VectorKernel
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size
@@ -186,3 +187,19 @@ class ValueGuided(Form):
         # The target's own β is set by who knows it (``ValueKernel.at``).
         beta = 1.0 if self.largest_beta is None else self.largest_beta
         return ValueKernel(value, chain.denoiser, chain.gaussian, self.scale, beta)
+
+
+@dataclass(frozen=True)
+class LearnedGuidance(Form):
+    """The prior moved along its own classifier-free guidance; one learned strength per step.
+
+    Arguments:
+        beside: a form whose shifts are added, e.g. ``LoRA(rank=4)``, or None: the strengths alone.
+    """
+
+    beside: Form | None = None
+
+    def kernel(self, chain: Chain) -> Kernel:
+        """The kernel on a prior's chain, at its starting point."""
+        beside = None if self.beside is None else self.beside.kernel(chain)
+        return LearnedGuidanceKernel(chain, beside)

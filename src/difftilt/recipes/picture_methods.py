@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from difftilt.chains import Chain
-from difftilt.forms import LoRA
+from difftilt.forms import LearnedGuidance, LoRA
 from difftilt.objectives.base import Objective
 from difftilt.objectives.negative_aware import NegativeAware
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
@@ -25,16 +25,13 @@ from difftilt.recipes.makers import (
 )
 from difftilt.smc.methods import BestOfN, FKSteering, ImportanceResampling
 from difftilt.text_to_image import TextToImage
-from difftilt.training.plan import (
-    Replaying,
-    Training,
-    suited,
-)
+from difftilt.training.plan import Optimisation, Replaying, Training, suited
 
 FORM = LoRA(rank=16, targets="all")
 POLICY_RATE = 3e-4
+STRENGTH_RATE = 0.05
 NETWORK_CALLS = 60_000
-DEFAULTS = ("rtb", "ddpo", "ddpo_kl", "dpok", "align_prop", "best_of_n", "prior")
+DEFAULTS = ("rtb", "rtb_guidance", "ddpo", "ddpo_kl", "dpok", "align_prop", "best_of_n", "prior")
 
 
 def picture_plan(network_calls: int | None = None, seed: int = 0) -> Training:
@@ -92,10 +89,18 @@ def negative_aware(plan: Training) -> Training:
     return replace(own, optimisation=optimisation, objective=objective)
 
 
+def strengths_alone(plan: Training) -> Training:
+    """Own paths, all of whose steps fit into one pass: only numbers of the steps have a graph."""
+    optimisation = Optimisation(learning_rate=STRENGTH_RATE, decay_from=0.3, ema=0.9)
+    own = replace(on_own_paths(plan), anchor=0.0, subset=None, chunk=plan.batch * 1000)
+    return replace(own, optimisation=optimisation)
+
+
 def trained_picture_methods() -> dict[str, Callable[[Setting], Chain]]:
     """Those that are trained, by name."""
     return {
         "rtb": trained(),
+        "rtb_guidance": trained(strengths_alone, lambda form: LearnedGuidance()),
         "reward_weighted": trained(lambda plan: replace(plan, warm_start=1.0)),
         "ddpo": trained(on_policy(DDPO(0.2, updates=2))),
         "ddpo_kl": trained(on_policy(DDPO(0.2, kl=True, updates=2))),

@@ -138,3 +138,56 @@ def test_the_settings_are_beside_the_weights(case: Case):
     settings = json.loads((case.folder / "difftilt.json").read_text("utf-8"))
     assert settings["steps"] == STEPS and settings["guidance_scale"] == SCALE
     assert settings["pipeline"] == type(case.posterior.task.prior.model.family.pipeline).__name__
+
+
+STRENGTHS = {**FIVE_UPDATES, "optimisation": dt.Optimisation(learning_rate=0.2, ema=0.0)}
+
+
+def strengths(posterior: TextToImagePosterior) -> Tensor:
+    kernel = posterior.posterior.chain.kernel
+    return dict(kernel.named_parameters())["strength.weight"]
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_strengths_of_one_are_guidance_of_scale_two(pipelines: Path, name: str):
+    """The prior without guidance, moved once along its direction, is the guided prior."""
+    plain_prior, guided = (
+        dt.load(pipelines / name, steps=STEPS, guidance_scale=scale, **SIZES) for scale in (1, 2)
+    )
+    posterior = plain_prior.draw(PROMPTS, redness).posterior(dt.LearnedGuidance())
+    wanted = prior_states(guided.draw(PROMPTS, redness).prior_sampler(), name)
+    with torch.no_grad():
+        strengths(posterior).fill_(1.0)
+    found, ratio = states(posterior, name)
+    # A last step that is a map is shared with the plain prior.
+    until = -1 if name in ENDS_IN_A_MAP else None
+    assert torch.allclose(found[:until], wanted[:until], rtol=1e-4, atol=1e-5)
+    assert (ratio != 0).all()
+
+
+@pytest.mark.parametrize("beside", [None, dt.LoRA(rank=2)], ids=repr)
+def test_learned_guidance_starts_at_the_prior_and_moves(pipelines: Path, tmp_path, beside):
+    torch.manual_seed(3)
+    prior = dt.load(pipelines / "sd", steps=STEPS, guidance_scale=SCALE, **SIZES)
+    task, form = prior.draw(PROMPTS, redness), dt.LearnedGuidance(beside)
+    start = task.posterior(form)
+    found, ratio = states(start, "sd")
+    before = prior_states(start, "sd")
+    assert torch.equal(found, before) and torch.equal(ratio, torch.zeros(2))
+    calls = task.target.prior.chain.calls
+    seen = calls.prior
+    posterior = task.fit(dt.RTB(), form=form, **STRENGTHS)
+    # The unconditional half is a network call like the prediction itself.
+    assert calls.prior - seen >= 2 * 5 * 4 * STEPS
+    moved = strengths(posterior)[0].detach()
+    assert float(moved[0]) == 0 and (moved[task.target.prior.chain.density_steps] != 0).all()
+    assert torch.equal(prior_states(posterior, "sd"), before)
+    assert len(posterior.certify_each(8).each) == len(PROMPTS)
+    with pytest.raises(dt.InputError, match="LearnedGuidanceKernel"):
+        posterior.export(tmp_path / "no")
+
+
+def test_learned_guidance_needs_an_empty_condition():
+    target = dt.latent(lambda z: z, event_shape=(2,), steps=3).tilt(lambda z: -z.square().sum(1))
+    with pytest.raises(dt.InputError, match="knows no empty condition"):
+        target.posterior(dt.LearnedGuidance())

@@ -151,6 +151,9 @@ class PromptedDenoiser(Denoiser):
 
         return self.base.calling(call)(x_t, level)
 
+    def unconditional(self) -> tuple[Denoiser, Tensor] | None:
+        return self, torch.tensor(NULL_ROW)
+
     def given(self, condition: Tensor | None) -> "PromptedDenoiser":
         bound = copy.copy(self)
         bound.rows = condition
