@@ -5,6 +5,7 @@ distance are in the features of the held-out classifier, which no training has s
 says which samples are of the wanted garments, and how diverse those are.
 """
 
+import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ def _figures(target: str, drawn: Samples, truth: Truth) -> Row:
     if classes:
         of_it = [_of_classes(judge, x, classes) for x in (drawn.x_0, truth.members)]
         found["share"] = float(of_it[0].double().mean())
-        found["diversity_of_it"] = diversity(seen[of_it[0]]) / diversity(exact[of_it[1]])
+        spread = diversity(seen[of_it[0]]) / diversity(exact[of_it[1]])
+        found["diversity_of_it"] = spread if math.isfinite(spread) else None
     return found
 
 

@@ -2,17 +2,15 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
-from difftilt.adapters.folders import without_loading_bars
+from difftilt.adapters.folders import Network, without_loading_bars
 from difftilt.errors import CheckpointError, require
 
 ANY_SCRIPT = "the script in scripts/ that makes it"
-Network = TypeVar("Network", bound=nn.Module)
 FolderName = Literal[
     "fashion_prior",
     "molecules",

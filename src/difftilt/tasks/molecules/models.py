@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int, UInt64
 from numpy import ndarray
 from torch import Tensor, nn
 
+from difftilt.adapters.folders import Network
 from difftilt.adapters.molecules import AtomDenoiser, molecule_chain
 from difftilt.chains import Chain
 from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, centred
 from difftilt.schedules import Polynomial
 from difftilt.tasks.molecules.chemistry import KINDS
-from difftilt.tasks.shipped import Network, filled, shipped_folder
+from difftilt.tasks.shipped import filled, shipped_folder
 
 MOST_ATOMS = 9
 KIND_SCALE = 0.25
