@@ -30,7 +30,7 @@ from difftilt.training.plan import Optimisation, Replaying, Training, suited
 FORM = LoRA(rank=16, targets="all")
 POLICY_RATE = 3e-4
 STRENGTH_RATE = 0.05
-NETWORK_CALLS = 60_000
+NETWORK_CALLS = 30_000
 DEFAULTS = ("rtb", "rtb_guidance", "ddpo", "ddpo_kl", "dpok", "align_prop", "best_of_n", "prior")
 
 

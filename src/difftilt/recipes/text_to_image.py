@@ -35,7 +35,14 @@ from difftilt.tasks.picture_figures import PromptPictures, picture_figures
 from difftilt.training.plan import Training
 
 Baseline = Literal[
-    "ddpo", "ddpo_kl", "dpok", "flow_grpo", "align_prop", "draft", "adjoint_matching"
+    "rtb_guidance",
+    "ddpo",
+    "ddpo_kl",
+    "dpok",
+    "flow_grpo",
+    "align_prop",
+    "draft",
+    "adjoint_matching",
 ]
 SHOWN = 4
 FIGURES = {
@@ -55,6 +62,7 @@ class HeldOutPrompts(Recipe):
     Arguments:
         prompts: each names a colour and a thing; default eight of the pairs that were held out.
         baselines: trained beside it with the same network calls; none makes the run shorter.
+            "rtb_guidance" learns no adapters, but how far to go along the pipeline's guidance.
         steps: N of the chain (DDIM at eta = 1).
         guidance_scale: of classifier-free guidance, which is part of the prior; 1 for none.
         beta: β.
@@ -63,7 +71,7 @@ class HeldOutPrompts(Recipe):
     """
 
     prompts: tuple[str, ...] = ()
-    baselines: tuple[Baseline, ...] = ("ddpo", "dpok")
+    baselines: tuple[Baseline, ...] = ("rtb_guidance", "ddpo", "dpok")
     steps: int = STEPS
     guidance_scale: float = GUIDANCE
     beta: float = BETA
@@ -103,7 +111,8 @@ class HeldOutPrompts(Recipe):
         notes = [
             f"Prompts, none of which the prior has seen: {', '.join(job.names)}.",
             f"The truth is {count} other pictures of the prior, accepted with probability r^β.",
-            "Baselines have the posterior's adapters and its budget; nothing else was fitted.",
+            "Baselines have the posterior's adapters and its budget; rtb_guidance learns no adapters, "
+            "but a strength of guidance for each step.",
             f"Certificate on average: {drawn.certificate.verdict}.",
         ]
         return {"title": "Prompts that the prior never saw", "rows": rows, "notes": notes}
