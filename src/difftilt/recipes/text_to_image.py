@@ -111,8 +111,8 @@ class HeldOutPrompts(Recipe):
         notes = [
             f"Prompts, none of which the prior has seen: {', '.join(job.names)}.",
             f"The truth is {count} other pictures of the prior, accepted with probability r^β.",
-            "Baselines have the posterior's adapters and its budget; rtb_guidance learns, instead of "
-            "adapters, a strength of guidance for each step.",
+            "Baselines have the posterior's adapters and its budget, nothing else was fitted; but "
+            "rtb_guidance learns, instead of adapters, a strength of guidance for each step.",
             f"Certificate on average: {drawn.certificate.verdict}.",
         ]
         return {"title": "Prompts that the prior never saw", "rows": rows, "notes": notes}
