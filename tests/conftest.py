@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, and by child
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import ipaddress
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -18,6 +19,10 @@ import typecheck
 
 # Two processes of two threads each on two cores run several times slower than one thread each.
 torch.set_num_threads(1)
+
+# A shell's background jobs ignore Ctrl-C, and so would the runs that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("fixed")

@@ -108,7 +108,7 @@ def test_the_other_tables_keep_their_rows_too(tmp_path: Path, capsys):
     ("run", "options", "problem"),
     [
         (infill, lambda p: Infilling(p, True, method=("prior",)), "stories"),
-        (images, lambda p: Images(p, True, ("bag",), ("rtb",)), "bag"),
+        (images, lambda p: Images(p, True, target=("bag",), method=("rtb",)), "bag"),
     ],
 )
 def test_a_table_whose_cells_are_all_in_the_file_is_printed_at_once(
