@@ -4,6 +4,7 @@ Its fields are the Python options, the command-line options and ``config.json``.
 the target and the posterior; ``evaluation`` measures samples when the run is done.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -183,3 +184,8 @@ def _objective(name: str) -> type[Objective]:
 
 def _origins(hint: Any) -> set[Any]:
     return {getattr(h, "__origin__", h) for h in (hint, *get_args(hint))}
+
+
+def tell(sentence: str) -> None:
+    """Say what is being fitted, on stderr."""
+    print(sentence, file=sys.stderr, flush=True)

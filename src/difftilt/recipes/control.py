@@ -8,14 +8,13 @@ on held-out states, trains π, certifies it in held-out states and plays it in t
 environment's returns are reported and nothing is chosen by them.
 """
 
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from difftilt.errors import InputError, MissingPackage
-from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.recipes.base import Drawn, Job, Recipe, metric_row, tell
 from difftilt.recipes.control_methods import control_plan, trained_methods
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.pictures import Picture
@@ -126,8 +125,3 @@ def seeded(parts: Parts, seed: int) -> Parts:
     critic = replace(options, fit=replace(options.fit, seed=seed))
     cloning = replace(parts.cloning, seed=seed)
     return replace(parts, seed=seed, cloning=cloning, critic_options=critic)
-
-
-def tell(sentence: str) -> None:
-    """Say what is being fitted, on stderr."""
-    print(sentence, file=sys.stderr, flush=True)

@@ -15,8 +15,9 @@ from difftilt.chains import Chain
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import InputError
 from difftilt.posteriors import Posterior
+from difftilt.recipes.base import tell
 from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.control import EVALUATION_SEED, seeded, tell
+from difftilt.recipes.control import EVALUATION_SEED, seeded
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.tasks.control.acting import acting

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from difftilt.diagnostics.conditional import ConditionalCertificate
-from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.recipes.base import Drawn, Job, Recipe, metric_row, tell
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.makers import Setting
 from difftilt.recipes.picture_methods import NETWORK_CALLS, picture_plan, trained_picture_methods
@@ -161,6 +161,7 @@ class HeldOutPrompts(Recipe):
 
     def _baseline(self, job: Job, name: str) -> Samples:
         plan = self.training
+        tell(f"training {name} beside it")
         setting = Setting(job.target, self.form.build(), plan, 0, 0, sources=job.sources)
         chain = trained_picture_methods()[name](setting)
         return job.draw(replace(job.posterior, chain=chain), self.samples, plan.seed + 7)
