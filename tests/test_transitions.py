@@ -45,7 +45,7 @@ def test_gaussian_tilt_log_ratio(seed: int, scaled: bool):
 
 def mixture_tilt(delta: Tensor, log_scale: Tensor, logits: Tensor) -> MixtureTilt:
     """Of parts whose batch comes first."""
-    return MixtureTilt(delta.movedim(0, -1), log_scale.movedim(0, -1), logits.T)
+    return MixtureTilt(torch.stack([delta, log_scale], 2).movedim(0, -1), logits.T)
 
 
 @given(seed=st.integers(0, 2**31), components=st.integers(1, 5))

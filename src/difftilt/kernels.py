@@ -67,8 +67,8 @@ class VectorKernel(Kernel):
         self.dimension = math.prod(self.event_shape)
         self.reads = reads
         extra = 0 if reads is None else reads.count
-        # Numbers of a component: shift, log-scale, logit.
-        self.parts = [self.dimension, self.dimension * self.learned_variance, int(components > 1)]
+        # Numbers of a component: shift and log-scale, then the logit.
+        self.parts = [self.dimension * (1 + self.learned_variance), int(components > 1)]
         self.network = StepMLP(
             self.dimension,
             components * sum(self.parts),
@@ -105,22 +105,21 @@ class VectorKernel(Kernel):
         return other
 
     def recorded(self) -> Tilt | None:
-        if self.tape is None or not self.tape.blocks:
+        if self.tape is None or not self.tape.slabs:
             return None
         return self._tilt(self.tape.outputs())
 
     def _tilt(self, output: Float[Tensor, "B outputs"], linear: Tensor | None = None) -> Tilt:
-        shape = (self.components, *self.event_shape, len(output))
         # The batch last, as it is in memory.
         grouped = output.T.reshape(self.components, -1, len(output))
-        delta, scale, logits = grouped.split(self.parts, 1)
+        drift, logits = grouped.split(self.parts, 1)
+        drift = drift.reshape(self.components, -1, *self.event_shape, len(output))
         if linear is not None:
-            delta = delta + linear.T
-        delta = delta.reshape(shape)
+            drift = torch.cat([drift[:, :1] + linear.T.reshape(drift.shape[2:]), drift[:, 1:]], 1)
         if self.components > 1:
-            return MixtureTilt(delta, scale.reshape(shape), logits.squeeze(1))
-        log_scale = scale.reshape(shape)[0].movedim(-1, 0) if self.learned_variance else None
-        return GaussianTilt(delta[0].movedim(-1, 0), log_scale)
+            return MixtureTilt(drift, logits.squeeze(1))
+        rest = drift[0].movedim(-1, 1)
+        return GaussianTilt(rest[0], rest[1] if self.learned_variance else None)
 
     def _outputs(
         self, x: Tensor, prediction: Tensor, n: int | Tensor, code: Tensor | None

@@ -172,28 +172,36 @@ class MixtureTilt(Tilt):
     is the last axis: sums over a short last axis cost several times as much.
 
     Arguments:
-        delta: (K, *event, B).
-        log_scale: (K, *event, B).
+        parts: delta and log-scale of each component, (K, 2, *event, B).
         logits: (K, B).
     """
 
-    delta: Float[Tensor, "K ... B"]
-    log_scale: Float[Tensor, "K ... B"]
+    parts: Float[Tensor, "K 2 ... B"]
     logits: Float[Tensor, "K B"]
+
+    @property
+    def delta(self) -> Float[Tensor, "K ... B"]:
+        """Standardised shift of each component's mean."""
+        return self.parts[:, 0]
+
+    @property
+    def log_scale(self) -> Float[Tensor, "K ... B"]:
+        """Log of each component's std relative to the prior's."""
+        return self.parts[:, 1]
 
     def draw(self, noise: Noise, widen: float = 1.0) -> Float[Tensor, "B ..."]:
         share = torch.softmax(self.logits, 0).cumsum(0)
         component = (share[:-1] < noise.uniform(self.logits.T)).sum(0)
-        place = component.expand(1, *self.delta.shape[1:])
-        delta = self.delta.gather(0, place)[0].movedim(-1, 0)
-        scale = self.log_scale.gather(0, place)[0].movedim(-1, 0).exp()
+        place = component.expand(1, *self.parts.shape[1:])
+        delta, log_scale = self.parts.gather(0, place)[0].movedim(-1, 1).unbind()
         normal = noise.normal(delta)
-        return torch.addcmul(delta, normal if widen == 1.0 else normal * widen, scale)
+        scaled = normal if widen == 1.0 else normal * widen
+        return torch.addcmul(delta, scaled, log_scale.exp())
 
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         moved = eps.movedim(0, -1).contiguous().flatten(0, -2)
-        parts = self.delta.flatten(1, -2), self.log_scale.flatten(1, -2), self.logits
-        return _MixtureLogRatio.apply(moved, *parts)  # pyright: ignore[reportReturnType]
+        parts = self.parts.flatten(2, -2)
+        return _MixtureLogRatio.apply(moved, parts, self.logits)  # pyright: ignore[reportReturnType]
 
     def divergence(self) -> Float[Tensor, " B"]:
         raise InputError(
@@ -203,8 +211,8 @@ class MixtureTilt(Tilt):
 
     @classmethod
     def joined(cls, tilts: Sequence[Self]) -> Self:
-        parts = zip(*((t.delta, t.log_scale, t.logits) for t in tilts), strict=True)
-        return cls(*(torch.cat(part, -1) for part in parts))
+        both = zip(*((t.parts, t.logits) for t in tilts), strict=True)
+        return cls(*(torch.cat(part, -1) for part in both))
 
 
 class _MixtureLogRatio(torch.autograd.Function):
@@ -217,32 +225,38 @@ class _MixtureLogRatio(torch.autograd.Function):
 
     Arguments:
         eps: (D, B).
-        delta, log_scale: (K, D, B).
+        parts: δ and g, (K, 2, D, B).
         logits: (K, B).
     """
 
     @staticmethod
-    def forward(ctx: Any, eps: Tensor, delta: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
+    def forward(ctx: Any, eps: Tensor, parts: Tensor, logits: Tensor) -> Tensor:
+        delta, log_scale = parts.unbind(1)
         inverse = torch.exp(-log_scale)
         z = (eps - delta) * inverse
         joint = torch.addcmul(-log_scale, eps - z, eps + z, value=0.5).sum(1) + logits
-        total, prior = torch.logsumexp(joint, 0), torch.logsumexp(logits, 0)
-        ctx.save_for_backward(eps, z, inverse, joint, logits, total, prior)
+        both = torch.stack([joint, logits])
+        top = both.amax(1, keepdim=True)
+        shares = both.sub_(top).exp_()
+        sums = shares.sum(1, keepdim=True)
+        total, prior = sums.log().add_(top)[:, 0]
+        ctx.save_for_backward(eps, z, inverse, shares.div_(sums))
         return total - prior
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        eps, z, inverse, joint, logits, total, prior = ctx.saved_tensors
-        share = torch.exp(joint - total) * grad
-        by_logits = torch.addcmul(share, torch.exp(logits - prior), grad, value=-1.0)
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        eps, z, inverse, shares = ctx.saved_tensors
+        share, prior = shares * grad
+        by_parts = z.new_empty(len(z), 2, *z.shape[1:])
+        by_delta, by_scale = by_parts.unbind(1)
         weighted = share[:, None] * z
-        by_scale = torch.addcmul(-share[:, None], weighted, z)
-        by_delta = weighted * inverse
+        torch.mul(weighted, inverse, out=by_delta)
+        torch.addcmul(-share[:, None], weighted, z, out=by_scale)
         by_eps = eps * grad - by_delta.sum(0) if ctx.needs_input_grad[0] else None
-        return by_eps, by_delta, by_scale, by_logits
+        return by_eps, by_parts, share - prior
 
 
 def zero_tilt(like: Float[Tensor, "B ..."]) -> GaussianTilt:

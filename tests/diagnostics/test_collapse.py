@@ -51,16 +51,22 @@ def test_the_sentence_names_what_rose_and_what_fell():
     assert "effective sample size 0.3 to 0.05, diversity 2 to 1.5" in sentence
 
 
-def test_equal_laws_raise_false_alarms_at_most_once_in_a_thousand(generator):
+def test_an_objective_that_aims_at_the_posterior_gets_other_advice():
+    sentence = str(collapse(START, rows(0.0, 0.05, 1.5, first=50), consistent=True))
+    assert sentence.startswith("leaving the posterior by update 59: mean log r rose from -3 to 0")
+    assert "lower the learning rate" in sentence and "RTB" not in sentence
+
+
+def test_equal_laws_raise_false_alarms_at_most_once_in_a_hundred(generator):
     """Noisy log r around one mean, ess and diversity collapsed: three errors, Student's tails."""
     fired = 0
     for _ in range(1000):
-        log_r = torch.randn(40, generator=generator).tolist()
-        first = [OwnPaths(i, x, 0.3, 2.0) for i, x in enumerate(log_r[:20])]
-        last = [OwnPaths(i, x, 0.01, 0.1) for i, x in enumerate(log_r[20:])]
+        log_r = torch.randn(25, generator=generator).tolist()
+        first = [OwnPaths(i, x, 0.3, 2.0) for i, x in enumerate(log_r[:5])]
+        last = [OwnPaths(i, x, 0.01, 0.1) for i, x in enumerate(log_r[5:])]
         fired += collapse(first, last) is not None
-    # P(t_38 > 3) = 0.0024; ten or more of a thousand have probability 2e-4.
-    assert fired < 10
+    # P(t_23 > 3) = 0.0032; twelve or more of a thousand have probability 2e-4.
+    assert fired < 12
 
 
 def test_the_divergence_of_gaussians(generator):

@@ -73,7 +73,7 @@ def test_it_can_end_the_training_and_is_told_in_the_folder(problem, tmp_path: Pa
 
 
 def toy(share: float) -> TrainingState:
-    return toy_state(quick_plan(steps=12, alarm=Alarm(share=share, window=3)))
+    return toy_state(quick_plan(steps=12, alarm=Alarm(share=share, window=3, start=3)))
 
 
 def test_the_alarm_changes_no_number():
@@ -94,7 +94,7 @@ def test_what_it_saw_comes_back_from_json():
     assert again.watch == state.watch and len(again.watch.first) == 3
 
 
-@pytest.mark.parametrize("wrong", [{"share": 1.0}, {"share": -0.1}, {"window": 1}])
+@pytest.mark.parametrize("wrong", [{"share": 1.0}, {"share": -0.1}, {"window": 1}, {"start": 1}])
 def test_alarms_out_of_range(wrong: dict):
     with pytest.raises(InputError, match="the share must lie in"):
         Alarm(**wrong)

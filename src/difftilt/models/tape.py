@@ -14,7 +14,7 @@ predictions are data. A graphics card wants few large calls, and keeps autograd'
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,17 +26,38 @@ from difftilt.models.mlp import StepMLP
 
 BLOCK = 512
 """Rows whose activations stay in a core's cache from one layer to the next."""
+SLAB = 4 * BLOCK
+"""Rows that the backward takes at once: fewer calls, and still in the shared cache."""
 RUN = 32
 """Rows of one step, on average, from which on steps are visited one by one."""
 
 
 @dataclass
-class _Block:
-    """What one block of rows leaves for the backward: layer inputs, and σ of each hidden layer."""
+class _Piece:
+    """Rows of a slab that were asked for together."""
 
+    rows: slice
     n: int | Int[Tensor, " R"]
-    inputs: list[Tensor]
-    gates: list[Tensor] = field(default_factory=list)
+    features: Float[Tensor, "R inputs"]
+
+
+class _Slab:
+    """What blocks of rows leave for the backward: each hidden layer's σ and outputs."""
+
+    def __init__(self, like: Float[Tensor, "R inputs"], layers: int, width: int) -> None:
+        self.gates, self.outputs = like.new_empty(2, layers, max(SLAB, len(like)), width).unbind()
+        self.pieces: list[_Piece] = []
+        self.filled = 0
+
+    def room(self, rows: int) -> bool:
+        return self.filled + rows <= self.gates.shape[1]
+
+    def piece(self, n: int | Tensor, features: Tensor) -> _Piece:
+        """The next rows."""
+        rows = slice(self.filled, self.filled + len(features))
+        self.pieces.append(_Piece(rows, n, features))
+        self.filled = rows.stop
+        return self.pieces[-1]
 
 
 class Tape:
@@ -60,7 +81,7 @@ class Tape:
             self.weights = [layer.weight.detach() for layer in layers]
             self.hidden_biases = [layer.bias.detach() for layer in network.layers]
             self.one = self.last.new_ones(())
-        self.blocks: list[_Block] = []
+        self.slabs: list[_Slab] = []
         self.found: list[Tensor] = []
 
     @torch.no_grad()
@@ -88,23 +109,33 @@ class Tape:
 
     def _block(self, features: Tensor, n: int | Tensor) -> Float[Tensor, "outputs R"]:
         bias = self.rows[n] if isinstance(n, int) else self.biases[n]
-        block = _Block(n, [features])
-        h = torch.addmm(bias, features, self.weights[0].T)
-        for weight, bias in zip(self.weights[1:], self.hidden_biases, strict=True):
-            h = torch.addmm(bias, self._activated(h, block), weight.T)
-        out = torch.addmm(self.last_bias, self.last, self._activated(h, block).T)
+        places = self._places(n, features) if self.record else [None] * len(self.weights)
+        h, biases = features, [bias, *self.hidden_biases]
+        for weight, bias, place in zip(self.weights, biases, places, strict=True):
+            h = _activated(bias, h, weight, place)
+        out = torch.addmm(self.last_bias, self.last, h.T)
         if self.record:
-            self.blocks.append(block)
             self.found.append(out)
         return out
 
-    def _activated(self, z: Tensor, block: _Block) -> Tensor:
-        if not self.record:
-            return torch.nn.functional.silu(z, inplace=True)
-        gate = torch.sigmoid(z)
-        block.gates.append(gate)
-        block.inputs.append(z.mul_(gate))
-        return z
+    def _places(self, n: int | Tensor, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Where each layer's σ and outputs of the next rows are kept."""
+        if not self.slabs or not self.slabs[-1].room(len(features)):
+            width = len(self.weights[0])
+            self.slabs.append(_Slab(features, len(self.weights), width))
+        slab = self.slabs[-1]
+        rows = slab.piece(n, features).rows
+        return list(zip(slab.gates[:, rows].unbind(), slab.outputs[:, rows].unbind(), strict=True))
+
+
+def _activated(
+    bias: Tensor, h: Tensor, weight: Tensor, place: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    if place is None:
+        return torch.nn.functional.silu(torch.addmm(bias, h, weight.T), inplace=True)
+    gate, z = place
+    torch.addmm(bias, h, weight.T, out=z)
+    return z.mul_(torch.sigmoid(z, out=gate))
 
 
 def _blocks(n: Int[Tensor, " R"]) -> Iterator[tuple[slice, int | Tensor]]:
@@ -140,10 +171,10 @@ class _Outputs(torch.autograd.Function):
         tape, parameters = ctx.tape, ctx.saved_tensors
         sums = _Sums(tape, [torch.zeros_like(p) for p in parameters])
         end = grad.shape[1]
-        # The last block made is the likeliest to be in the cache still.
-        for block in reversed(tape.blocks):
-            start = end - len(block.inputs[0])
-            sums.add(block, grad[:, start:end])
+        # The last slab made is the likeliest to be in the cache still.
+        for slab in reversed(tape.slabs):
+            start = end - slab.filled
+            sums.add(slab, grad[:, start:end])
             end = start
         return None, None, *sums.total(grad)
 
@@ -154,26 +185,32 @@ class _Sums:
     def __init__(self, tape: Tape, by: list[Tensor]) -> None:
         self.tape, self.step = tape, by[0]
         self.weights, self.biases = by[1::2], by[2::2]
+        # Transposed: its product is a fifth quicker with the layer's width last.
+        self.first = torch.zeros_like(self.weights[0].T, memory_format=torch.contiguous_format)
 
-    def add(self, block: _Block, grad: Float[Tensor, "outputs R"]) -> None:
-        """One block's share."""
+    def add(self, slab: _Slab, grad: Float[Tensor, "outputs R"]) -> None:
+        """One slab's share."""
         tape = self.tape
-        self.weights[-1].addmm_(grad, block.inputs[-1])
+        gates, outputs = slab.gates[:, : slab.filled], slab.outputs[:, : slab.filled]
+        self.weights[-1].addmm_(grad, outputs[-1])
         by_h = torch.mm(grad.T, tape.last)
-        for layer in range(len(tape.weights) - 1, -1, -1):
-            slope = torch.lerp(block.inputs[layer + 1], tape.one, block.gates[layer])
-            by_z = by_h.mul_(slope)
-            self.weights[layer].addmm_(by_z.T, block.inputs[layer])
-            if layer:
-                self.biases[layer].add_(by_z.sum(0))
-                by_h = torch.mm(by_z, tape.weights[layer])
-            elif isinstance(block.n, int):
-                self.step[block.n].add_(by_z.sum(0))
+        for layer in range(len(tape.weights) - 1, 0, -1):
+            by_z = by_h.mul_(torch.lerp(outputs[layer], tape.one, gates[layer]))
+            self.weights[layer].addmm_(by_z.T, outputs[layer - 1])
+            self.biases[layer].add_(by_z.sum(0))
+            by_h = torch.mm(by_z, tape.weights[layer])
+        by_z = by_h.mul_(torch.lerp(outputs[0], tape.one, gates[0]))
+        for piece in slab.pieces:
+            own = by_z[piece.rows]
+            self.first.addmm_(piece.features.T, own)
+            if isinstance(piece.n, int):
+                self.step[piece.n].add_(own.sum(0))
             else:
-                self.step.index_add_(0, block.n, by_z)
+                self.step.index_add_(0, piece.n, own)
 
     def total(self, grad: Float[Tensor, "outputs R"]) -> list[Tensor]:
         """In the order of the parameters."""
+        self.weights[0] = self.first.T
         # The step's embedding is added to the first bias.
         self.biases[0] = self.step.sum(0)
         self.biases[-1] = grad.sum(1)

@@ -101,22 +101,25 @@ class Alarm:
     Arguments:
         share: the alarm goes off where the effective sample size or the diversity of own paths has
             fallen below this share of its value at the start while log r rose; 0 for no alarm.
-        window: updates that are averaged at the start and now.
+        window: last updates that are averaged.
+        start: first updates that they are compared with; few, since a sampler that climbs the
+            reward may collapse within a window.
         stop: also end the training there.
 
     Raises:
-        InputError: the share is not in [0, 1), or the window below 2.
+        InputError: the share is not in [0, 1), or there are fewer than 2 updates in a mean.
     """
 
     share: float = 0.25
     window: int = 20
+    start: int = 5
     stop: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1 or self.window < 2:
+        if not 0 <= self.share < 1 or min(self.window, self.start) < 2:
             raise InputError(
-                f"share={self.share}, window={self.window} of the alarm: the share must lie in "
-                "[0, 1) and the window hold at least 2 updates"
+                f"share={self.share}, window={self.window}, start={self.start} of the alarm: the "
+                "share must lie in [0, 1), window and start hold at least 2 updates"
             )
 
 

@@ -167,7 +167,7 @@ class TrainingState:
         replaying = self.plan.replaying
         self.buffer = ReplayBuffer(replaying.capacity, replaying.priority)
         self.behaviours = self._behaviours()
-        self.watch = Watch(self.plan.alarm)
+        self.watch = Watch(self.plan.alarm, self.plan.objective.consistent)
         if self.conditions is None and self.data_conditions is not None:
             self.conditions = self._conditions_of_data
 

@@ -23,9 +23,11 @@ class Watch:
 
     Arguments:
         plan: the rule.
+        consistent: whether the objective aims at the posterior.
     """
 
     plan: Alarm
+    consistent: bool = False
     first: list[OwnPaths] = field(default_factory=list)
     last: deque[OwnPaths] = field(default_factory=deque)
     sentence: str | None = None
@@ -40,7 +42,7 @@ class Watch:
         known = all(math.isfinite(value) for value in row)
         if self.plan.share == 0 or self.sentence is not None or not known:
             return None
-        if len(self.first) < self.plan.window:
+        if len(self.first) < self.plan.start:
             self.first.append(row)
             return None
         self.last.append(row)
@@ -48,7 +50,7 @@ class Watch:
             self.last.popleft()
         if len(self.last) < self.plan.window:
             return None
-        found = collapse(self.first, list(self.last), self.plan.share)
+        found = collapse(self.first, list(self.last), self.plan.share, self.consistent)
         self.sentence = None if found is None else str(found)
         return self.sentence
 
