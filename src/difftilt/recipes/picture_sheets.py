@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,12 @@ from torch import Tensor
 from difftilt.errors import require
 from difftilt.recipes.pictures import Picture
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 ZOOM = 2
+PLACES = ((5, 4), (5, -4), (-5, 4), (-5, -4))
+"""Offsets of a name from its point, points of print; the last is taken if no other is free."""
 
 
 def prompt_sheet(sheets: Mapping[str, Sequence[Tensor]], prompts: Sequence[str]) -> Picture:
@@ -54,14 +60,32 @@ def pareto_plot(points: Mapping[str, tuple[float, float]]) -> Picture:
     for name, (diversity, log_r) in points.items():
         own = name in ("posterior", "truth")
         axes.plot(diversity, log_r, "D" if own else "o", color="#dd6b20" if own else "#3f8fd0")
-        axes.annotate(name, (diversity, log_r), (5, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("diversity: mean pairwise feature distance within a prompt", fontsize=9)
     axes.set_ylabel("mean log r, nats", fontsize=9)
     axes.margins(0.15)
+    _name_points(axes, points)
     caption = (
         "Reward against diversity: up and to the right is better, the truth is what is aimed at."
     )
     return Picture("png", _bytes(figure, "png"), caption)
+
+
+def _name_points(axes: "Axes", points: Mapping[str, tuple[float, float]]) -> None:
+    """Names beside their points, each at the first of four places where no other name is."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    dots = axes.transData.transform(list(points.values()))
+    taken: list[Any] = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
+    for name, place in points.items():
+        for x, y in PLACES:
+            sides = {"ha": "left" if x > 0 else "right", "va": "bottom" if y > 0 else "top"}
+            offset = {"textcoords": "offset points", "fontsize": 8}
+            label = axes.annotate(name, place, (x, y), **sides, **offset)  # type: ignore[arg-type]
+            if not label.get_window_extent().count_overlaps(taken) or (x, y) == PLACES[-1]:
+                taken.append(label.get_window_extent())
+                break
+            label.remove()
 
 
 def _strip(pictures: Tensor) -> Tensor:
