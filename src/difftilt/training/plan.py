@@ -111,7 +111,7 @@ class Alarm:
     """
 
     share: float = 0.25
-    window: int = 20
+    window: int = 10
     start: int = 5
     stop: bool = False
 
