@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from difftilt.errors import InputError
 from difftilt.report.comparison import compared, draw_comparison
@@ -61,6 +62,18 @@ def test_the_figure_is_a_picture(ending: str, tmp_path: Path):
     draw_comparison([r for r in ROWS if r["problem"] == "two"], ("ess", "log_z_error"), path)
     start = path.read_bytes()[:200]
     assert start.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in path.read_bytes()
+
+
+def test_every_dot_is_inside_its_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where all figures are negative."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    rows = [{**r, "log_r": -1.0 - r["seed"], "energy": 0.1} for r in ROWS if r["problem"] == "two"]
+    draw_comparison(rows, ("energy", "log_r"), tmp_path / "figure.png")
+    for axes in drawn[0].axes:
+        low, high = sorted(axes.get_xlim())
+        dots = [float(x) for line in axes.lines for x in line.get_xdata()]
+        assert dots and low <= min(dots) and max(dots) <= high
 
 
 def test_another_ending_is_refused(tmp_path: Path):

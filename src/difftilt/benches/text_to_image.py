@@ -42,7 +42,7 @@ class TextToImageTable(Compared):
         samples: pictures drawn of each prompt.
         prompts: how many of the held-out prompts.
         truth_draws: pictures of the prior that make the truth, of all prompts together.
-        figure: draw reward against diversity there (.png or .svg).
+        figure: draw distance, reward and diversity there (.png or .svg).
     """
 
     calls: int = NETWORK_CALLS
@@ -69,5 +69,5 @@ def text_to_image(options: Annotated[TextToImageTable, tyro.conf.arg(name="")]) 
     )
     rows = options.rows(bench.cells())
     if options.figure is not None:
-        draw_comparison(rows, ("log_r", "diversity", "energy"), options.figure)
+        draw_comparison(rows, ("energy", "log_r", "diversity"), options.figure)
     return smallest_first(rows, PICTURE_COLUMNS, "energy", PICTURE_LEGEND)

@@ -15,6 +15,8 @@ AXES = {
     "log_z_error": "|error of log Z|, nats",
     "frechet": "Fréchet distance to the truth",
     "diversity": "diversity, share of the truth's",
+    "energy": "energy distance to the truth",
+    "log_r": "mean log r, nats",
 }
 
 
@@ -134,7 +136,7 @@ def _dots(axes: Any, rows: Sequence[Row], order: Sequence[str], key: str) -> Non
         axes.set_xscale("log")
     elif key == "ess":
         axes.set_xlim(0, 1)
-    else:
+    elif all(value >= 0 for value in _values(rows, key)):
         axes.set_xlim(left=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
