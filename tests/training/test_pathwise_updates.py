@@ -111,6 +111,7 @@ def test_adjoint_matching_finds_the_exact_means():
     assert float(x_0.mean()) == pytest.approx(mean, abs=5 * (variance / 20_000) ** 0.5 + 0.01)
 
 
+@pytest.mark.filterwarnings("ignore::difftilt.training.watch.RewardHacking")
 @pytest.mark.parametrize("objective", [DRaFT(), DRaFT(last=3), AlignProp(), AlignProp(2)])
 def test_maximisers_overshoot_the_posterior(objective: Objective):
     """Their mean ends at the reward's peak, not at the posterior's mean."""
@@ -140,6 +141,7 @@ def test_losses_of_a_regression_are_its_own():
     assert float(outcome.losses.mean()) < 0.7 * before
 
 
+@pytest.mark.filterwarnings("ignore::difftilt.training.watch.RewardHacking")
 @pytest.mark.parametrize("objective", [KLControl(), KLControl("random"), DRaFT(2), AlignProp()])
 def test_the_facade(objective: Objective):
     target = Prior(gaussian_chain(2)).tilt(Likelihood())
