@@ -8,7 +8,7 @@ import pytest
 from difftilt.benches.exact import Exact, Labels, exact, labels
 from difftilt.benches.images import Images, images
 from difftilt.benches.text import Infilling, infill
-from difftilt.errors import InputError
+from difftilt.errors import InputError, TrainingError
 from difftilt.recipes.cells import Cell, Cells, cells_of, run_cells, write_rows
 
 METHODS = ("importance", "importance_resampling")
@@ -125,3 +125,16 @@ def test_a_table_whose_cells_are_all_in_the_file_is_printed_at_once(
     assert found.rows == kept
     assert [row["method"] for row in found.shown] == ["other", method]
     assert "2 rows kept; 0 cells to run" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_costs_its_own_row_alone(tmp_path: Path, capsys):
+    def rows_of(cell):
+        if cell["method"] == "wild":
+            raise TrainingError("non-finite loss at update 3: lower the learning rate")
+        return [{**cell, "score": 1.0}]
+
+    cells = Cells(cells_of(method=["calm", "wild", "mild"]), {}, rows_of)
+    rows = run_cells(cells, tmp_path / "rows.json")
+    assert [row["method"] for row in rows] == ["calm", "mild"]
+    assert "wild: no row, non-finite loss at update 3" in capsys.readouterr().err
+    assert cells.missing(rows) == [{"method": "wild"}]

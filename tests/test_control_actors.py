@@ -7,7 +7,10 @@ import torch
 
 from control_bandit import BETA, ENDS, PARTS, SIZE, Known, build_known, drawn_q, logged, plan_of
 from difftilt.noise import GeneratorNoise
+from difftilt.objectives.balance import RTB
+from difftilt.objectives.payoff import RewardWeighted
 from difftilt.recipes.control_methods import (
+    GIVEN,
     TrainedMethod,
     control_methods,
     trained_methods,
@@ -91,11 +94,13 @@ def test_a_value_with_beta_serves_every_beta(known: Known):
 def test_data_bridges_compare_actions_of_one_state(known: Known):
     """Each state's paths are of different actions, so that a balance reads their rewards."""
     setting = known.setting
-    plan = replace(plan_of("rtb"), behaviour=replace(plan_of("rtb").behaviour, on_policy=0.0))
-    posterior = setting.target.posterior()
-    state = setting.target.state(posterior, plan, setting.sources)
-    path = draw_paths(state, 1.0)["data"].path
-    assert path.condition is not None
-    assert len(torch.unique(path.condition)) == 8
-    groups = path.x_0.view(8, 8)
-    assert all(len(torch.unique(group)) == 8 for group in groups)
+    objectives = {"rtb": RTB("batch"), "awr": RewardWeighted(contrast=8)}
+    for name, objective in objectives.items():
+        plan = replace(plan_of(name), behaviour=GIVEN, objective=objective, paths_per_condition=8)
+        posterior = setting.target.posterior()
+        state = setting.target.state(posterior, plan, setting.sources)
+        path = draw_paths(state, 1.0)["data"].path
+        assert path.condition is not None
+        assert len(torch.unique(path.condition)) == 8
+        groups = path.x_0.view(8, 8)
+        assert all(len(torch.unique(group)) == 8 for group in groups)

@@ -137,6 +137,11 @@ class Path:
         """Number of paths B."""
         return self.states.shape[1]
 
+    @property
+    def ends(self) -> "Path":
+        """The same without the states above x_0."""
+        return replace(self, states=self.states[:1], predictions=None)
+
     def select(self, rows: Tensor) -> "Path":
         """The paths of some rows (an index tensor or mask over B)."""
         return Path(

@@ -32,6 +32,21 @@ def test_reward_weighted_by_hand():
     assert torch.allclose(RewardWeighted().losses(scores), shared)
 
 
+def test_weights_of_a_set_are_normalised_within_it():
+    """So that what a condition adds to all of its rewards changes nothing."""
+    log_r, ratio = randn(6), randn(1, 6, seed=1)
+    group = torch.tensor([0, 0, 0, 1, 1, 1])
+    own = RewardWeighted(contrast=3)
+    found = own.losses(scores_of(log_r, group, log_ratio=ratio))
+    shares = torch.softmax(log_r.reshape(2, 3), 1).flatten()
+    assert torch.allclose(found, -3 * shares * ratio[0])
+    moved = own.losses(scores_of(log_r + 40.0 * group, group, log_ratio=ratio))
+    assert torch.allclose(found, moved)
+    assert (own.contrast_size, own.paths_per_group) == (3, 3)
+    with pytest.raises(InputError, match="at least 2 rows"):
+        RewardWeighted(contrast=1)
+
+
 def test_the_likelihood_of_preferred_landings_by_hand():
     preference, ratio = randn(3, 4), randn(3, 4, seed=1)
     scores = scores_of(randn(4), log_ratio=ratio, log_preference=preference)

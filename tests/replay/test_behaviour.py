@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,3 +124,16 @@ def test_a_pool_waits_for_the_first_reward(generator: torch.Generator):
 def test_a_pool_needs_prior_paths(share: float):
     with pytest.raises(InputError, match="prior_share must lie in"):
         Pooled(prior_share=share)
+
+
+def test_given_ends_alone_cost_no_network_call(generator: torch.Generator):
+    here = replace(situation(generator, labels=3), ends=True)
+    for behaviour in (DataBridges(DATA, torch.arange(40) % 3), Replay()):
+        before = here.chain.calls.total
+        found = behaviour.draw(here, COUNT)
+        assert here.chain.calls.total == before
+        assert found.path.states.shape == (1, COUNT, 1)
+        assert found.path.predictions is None
+        assert found.path.condition is not None
+        expected = here.log_reward(found.path.x_0, found.path.condition)
+        torch.testing.assert_close(found.log_r, expected)

@@ -12,6 +12,7 @@ from difftilt.objectives.weighted import denoising
 from difftilt.rollouts import rollout
 from difftilt.training.denoising import _distance, denoising_gradient
 from difftilt.training.state import TrainingState
+from difftilt.training.steps import training_step
 from toys import gaussian_chain, quick_plan
 
 
@@ -83,3 +84,20 @@ def test_a_posterior_that_is_no_denoiser_is_refused():
     state = TrainingState(chain, log_reward, 1.0, quick_plan(steps=10, warm_start=1.0))
     with pytest.raises(InputError, match="full_copy or lora"):
         denoising_gradient(state, rollout(prior, 4))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_warm_start_from_data_draws_nothing_else_and_asks_no_prior():
+    prior = gaussian_chain()
+    kernel = DenoiserKernel(Shifted(prior.denoiser, prior.event_shape), prior.diffusion)  # type: ignore[arg-type]
+    plan = replace(
+        quick_plan(steps=10, warm_start=1.0), warm_start_loss="denoising", warm_start_from="data"
+    )
+    data = torch.full((40, *prior.event_shape), 1.5)
+    state = TrainingState(prior.tilted(kernel), log_reward, 1.0, plan, data=data)
+    record = training_step(state)
+    assert set(state.behaviours) >= {"data"}
+    assert state.chain.calls.prior == 0
+    assert record.phase == "warm start"
+    with pytest.raises(InputError, match=r"Sources\(data=...\)"):
+        TrainingState(prior.tilted(kernel), log_reward, 1.0, plan)

@@ -42,23 +42,36 @@ class RewardWeighted(EndObjective):
 
     Arguments:
         normalisation: "unnormalised" weights over a running estimate of Z, or "self_normalised" in
-            each batch (bounded; biased by O(1/batch)).
+            each set (bounded; biased by O(1/K)).
         states: "forward" (ends noised afresh) or "chain" (the paths' own states).
+        contrast: K, rows of a set: with as many paths per condition, the weights of each condition
+            are normalised by themselves; None: the whole batch.
 
     Raises:
-        InputError: unknown normalisation or states.
+        InputError: unknown normalisation or states, or fewer than 2 rows in a set.
     """
 
     normalisation: Literal["unnormalised", "self_normalised"] = "self_normalised"
     states: States = "forward"
+    contrast: int | None = None
 
     def __post_init__(self) -> None:
+        if self.contrast is not None and self.contrast < 2:
+            raise InputError(f"a set of weights has at least 2 rows, got contrast={self.contrast}")
         if self.normalisation not in ("unnormalised", "self_normalised"):
             raise InputError(
                 f"normalisation={self.normalisation!r} is unknown; choose 'unnormalised' or "
                 "'self_normalised'"
             )
         _check_states(self.states)
+
+    @property
+    def paths_per_group(self) -> int:
+        return self.contrast or 1
+
+    @property
+    def contrast_size(self) -> int | None:
+        return self.contrast
 
     @property
     def needs(self) -> frozenset[str]:

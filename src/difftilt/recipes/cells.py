@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difftilt.errors import InputError
+from difftilt.errors import InputError, TrainingError
 
 Cell = dict[str, Any]
 Row = dict[str, Any]
@@ -59,6 +59,8 @@ def cells_of(**columns: list[Any]) -> list[Cell]:
 def run_cells(cells: Cells, path: Path | None = None, resume: bool = False) -> list[Row]:
     """All rows: those that the file has, and those of the cells that it lacks.
 
+    A training that diverges is named on stderr and has no row.
+
     Arguments:
         cells: what to run.
         path: of the JSON file, written after every cell; None for none.
@@ -75,13 +77,21 @@ def run_cells(cells: Cells, path: Path | None = None, resume: bool = False) -> l
     if rows:
         print(f"{len(rows)} rows kept; {len(waiting)} cells to run", file=sys.stderr, flush=True)
     for done, name in enumerate(waiting, 1):
-        made = cells.made(name)
+        made, error = _attempted(cells, name)
         rows += made
         if path is not None:
             write_rows(rows, path)
         left = (time.monotonic() - started) / done * (len(waiting) - done)
-        _tell(name, made, f"[{done}/{len(waiting)}, {left / 60:.0f} min left]")
+        _tell(name, made, f"[{done}/{len(waiting)}, {left / 60:.0f} min left]", error)
     return rows
+
+
+def _attempted(cells: Cells, name: Cell) -> tuple[list[Row], TrainingError | None]:
+    """The rows of a cell; a training that diverges has none, and the others go on."""
+    try:
+        return cells.made(name), None
+    except TrainingError as error:
+        return [], error
 
 
 def kept_rows(path: Path, settings: Cell) -> list[Row]:
@@ -120,8 +130,9 @@ def _words(settings: Cell) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items()) or "no options"
 
 
-def _tell(name: Cell, made: list[Row], progress: str) -> None:
+def _tell(name: Cell, made: list[Row], progress: str, error: TrainingError | None) -> None:
     ess = made[0].get("ess") if len(made) == 1 else None
     what = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in name.items())
     found = "" if ess is None else f": ESS {ess:.3f}"
+    found = f": no row, {error}" if error is not None else found
     print(f"{progress} {what}{found}", file=sys.stderr, flush=True)

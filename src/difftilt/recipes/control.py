@@ -26,7 +26,7 @@ from difftilt.training.plan import Training
 EVALUATION_SEED = 1_000
 DRAWN_STEPS = 300
 
-MethodName = Literal["rtb", "rtb_on_policy", "qgpo", "diffusion_ql", "ppo_kl", "awr", "rgdm"]
+MethodName = Literal["rtb", "rtb_mixed", "qgpo", "diffusion_ql", "ppo_kl", "awr", "rgdm"]
 
 
 @dataclass(frozen=True)

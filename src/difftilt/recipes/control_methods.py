@@ -28,6 +28,9 @@ from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 
 BEST_SHARE = 0.1
 CANDIDATES = 32
+SUPPORT = 16
+# Compared within a state, as in its paper: over all states, one of a large Q is the whole sum.
+QGPO = CEP("self_normalised", contrast=SUPPORT, per_sample_time=False, states="forward")
 WEIGHT_LIMIT = 100.0
 OWN = BehaviourWeights(on_policy=1.0, pool=0.0)
 GIVEN = BehaviourWeights(on_policy=0.0, pool=0.0, data=1.0)
@@ -35,15 +38,15 @@ MIXED = BehaviourWeights(on_policy=0.5, pool=0.0, data=0.5)
 
 
 def control_plan(updates: int = 3000, seed: int = 0) -> Training:
-    """RTB's training: 16 states, 16 paths in each, half of them noised actions of the support."""
+    """RTB's training: 16 states, 16 of the posterior's own paths in each."""
     return Training(
         steps=updates,
         batch=256,
         warm_start=0.0,
         paths_per_condition=16,
         objective=RTB("batch", residual_clip=4.0),
-        optimisation=Optimisation(learning_rate=1e-3, hidden_learning_rate=0.01, ema=0.995),
-        behaviour=MIXED,
+        optimisation=Optimisation(learning_rate=1e-3, hidden_learning_rate=0.003, ema=0.995),
+        behaviour=OWN,
         seed=seed,
     )
 
@@ -118,16 +121,18 @@ def trained_methods() -> dict[str, TrainedMethod]:
     """The methods that ``difftilt train control`` knows."""
     return {
         "rtb": TrainedMethod(
-            "RTB, log-variance per state: own paths, and noised actions of the behaviour",
+            "RTB, log-variance per state, on own paths",
             lambda plan: plan,
             _copy,
         ),
-        "rtb_on_policy": TrainedMethod(
-            "the same on own paths alone", lambda plan: replace(plan, behaviour=OWN), _copy
+        "rtb_mixed": TrainedMethod(
+            "the same, half of the paths noised actions of the support",
+            lambda plan: replace(plan, behaviour=MIXED),
+            _copy,
         ),
         "qgpo": TrainedMethod(
-            "QGPO: guidance by a learned log h, contrastive on support actions",
-            _with(CEP(states="forward"), GIVEN, subset=4),
+            "QGPO: guidance by a learned log h, contrastive on each state's support actions",
+            _with(QGPO, GIVEN, paths=SUPPORT, subset=4),
             _guided,
         ),
         "diffusion_ql": TrainedMethod(
@@ -141,8 +146,8 @@ def trained_methods() -> dict[str, TrainedMethod]:
             _copy,
         ),
         "awr": TrainedMethod(
-            "advantage-weighted regression of support actions, denoising them",
-            _with(RewardWeighted(), GIVEN, subset=4),
+            "advantage-weighted regression of each state's support actions, denoising them",
+            _with(RewardWeighted(contrast=SUPPORT), GIVEN, paths=SUPPORT, subset=4),
             _copy,
         ),
         "rgdm": TrainedMethod(

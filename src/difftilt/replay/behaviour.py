@@ -60,6 +60,7 @@ class Situation:
         buffer: ends found before.
         chunk: states per network call where paths are re-visited.
         ratio: whether Λ of the posterior's own new paths is wanted, and with its gradient.
+        ends: whether of given ends nothing but themselves is wanted; a bridge costs N calls each.
     """
 
     chain: Chain
@@ -69,6 +70,7 @@ class Situation:
     buffer: ReplayBuffer
     chunk: int | None = None
     ratio: Ratio = True
+    ends: bool = False
 
     @property
     def noise(self) -> GeneratorNoise:
@@ -80,6 +82,12 @@ class Situation:
         condition = self.buffer.condition
         chain = self.chain if condition is None else self.chain.given(condition[rows])
         return chain, self.buffer.x_0[rows]
+
+    def bridge(self, chain: Chain, x_0: Shaped[Tensor, "B ..."]) -> Path:
+        """Given ends under a chain bound to their conditions, noised to paths if that is wanted."""
+        if self.ends:
+            return Path(x_0[None], condition=chain.condition)
+        return bridge(chain, x_0, self.noise)
 
     def score(self, path: Path, replayed: Tensor | None = None) -> Scored:
         """Ask the reward about the ends of paths."""
@@ -205,7 +213,7 @@ class Replay(Behaviour):
     def draw(self, situation: Situation, count: int) -> Scored:
         rows = situation.buffer.draw(count, situation.generator)
         chain, x_0 = situation.replayed(rows)
-        return situation.score(bridge(chain, x_0, situation.noise), rows)
+        return situation.score(situation.bridge(chain, x_0), rows)
 
 
 @dataclass
@@ -242,7 +250,7 @@ class DataBridges(Behaviour):
         x_0 = x_0.to(chain.like if chain.diffusion.whole else chain.like.device)
         if self.condition is not None:
             chain = chain.given(self.condition[rows].to(chain.like.device))
-        return situation.score(bridge(chain, x_0, situation.noise))
+        return situation.score(situation.bridge(chain, x_0))
 
     def _rows(self, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
         if self.together == 1 or self.condition is None:

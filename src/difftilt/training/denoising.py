@@ -1,4 +1,4 @@
-"""The warm start through the second door: denoising ends that were resampled by their reward."""
+"""The warm start through the second door: denoising ends that are the posterior's already."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from difftilt.training.state import TrainingState
 
 
 def denoising_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:
-    """Draw pooled ends and accumulate one gradient."""
+    """Draw pooled or given ends and accumulate one gradient."""
     parts = draw_paths(state, beta)
     forget_gradients(state)
     path = Path.joined([scored.path for scored in parts.values()])

@@ -77,7 +77,10 @@ class _Batch:
 
     @staticmethod
     def of(state: TrainingState, parts: dict[str, Scored], beta: float) -> "_Batch":
-        path = Path.joined([scored.path for scored in parts.values()])
+        paths = [scored.path for scored in parts.values()]
+        if _objective(state).states_from == "forward":
+            paths = [path.ends for path in paths]
+        path = Path.joined(paths)
         known = [p.path.log_ratio for p in parts.values()]
         unknown = [torch.full_like(p.log_r, torch.nan) for p in parts.values()]
         ratio = [u if k is None else k for k, u in zip(known, unknown, strict=True)]

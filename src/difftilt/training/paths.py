@@ -19,6 +19,7 @@ from torch import Tensor
 from difftilt.chains import Path
 from difftilt.errors import InputError
 from difftilt.objectives.base import PathObjective, Scores
+from difftilt.objectives.ends import EndObjective
 from difftilt.objectives.weighted import weighted_likelihood
 from difftilt.replay.behaviour import Scored, Situation
 from difftilt.rollouts import Ratio
@@ -62,8 +63,13 @@ def situation(state: TrainingState, beta: float, count: int, ratio: Ratio) -> Si
         groups = max(1, math.ceil(count / state.plan.paths_per_condition))
         drawn = state.conditions(groups, state.generator)
         chain = chain.given(drawn.repeat_interleave(state.plan.paths_per_condition, 0)[:count])
-    chunk = state.plan.chunk
-    return Situation(chain, state.log_reward, beta, state.generator, state.buffer, chunk, ratio)
+    plan, reward = state.plan, state.log_reward
+    ends = isinstance(plan.objective, EndObjective) and plan.objective.states_from == "forward"
+    if state.warming:
+        ends = plan.warm_start_loss == "denoising"
+    return Situation(
+        chain, reward, beta, state.generator, state.buffer, plan.chunk, ratio, ends=ends
+    )
 
 
 def draw_paths(state: TrainingState, beta: float, ratio: Ratio | None = None) -> dict[str, Scored]:
@@ -97,7 +103,7 @@ def draw_paths(state: TrainingState, beta: float, ratio: Ratio | None = None) ->
 
 def _counts(state: TrainingState) -> dict[str, int]:
     """Paths of each behaviour in this update."""
-    names = ["pool"] if state.warming else list(state.behaviours)
+    names = [state.plan.warm_start_from] if state.warming else list(state.behaviours)
     weights = {n: 1.0 if state.warming else state.behaviours[n][1] for n in names}
     if not len(state.buffer):
         waiting = {"replay", "local_search"} & set(names)

@@ -134,8 +134,11 @@ class Training:
         network_calls: stop after this many states seen by any network instead; what methods are
             compared at.
         batch: paths per update.
-        warm_start: share of the training spent on the weighted likelihood of pooled paths.
-        warm_start_loss: "likelihood" of pooled paths, or "denoising" of their ends (posteriors that
+        warm_start: share of the training spent on the likelihood of pooled paths, or of data.
+        warm_start_from: "pool" (paths of prior and posterior, resampled by their weights), or
+            "data": given ends that are draws of the posterior itself, each under its condition, as
+            pairs ``x ~ p(x), y ~ p(y | x)`` are of an amortised one.
+        warm_start_loss: "likelihood" of their paths, or "denoising" of their ends (posteriors that
             are denoisers; less noisy, close to the likelihood for a good prior).
         warm_start_subset: the same as ``subset``, for the warm start.
         anchor: weight of ``KL(q ‖ p)`` per step, in nats, in the denoising warm start.
@@ -154,6 +157,7 @@ class Training:
     network_calls: int | None = None
     batch: int = 512
     warm_start: float = 0.4
+    warm_start_from: Literal["pool", "data"] = "pool"
     warm_start_loss: Literal["likelihood", "denoising"] = "likelihood"
     anchor: float = 0.0
     warm_start_subset: int | None = None

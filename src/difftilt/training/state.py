@@ -254,10 +254,16 @@ class TrainingState:
         }
         if self.data is not None:
             compared = plan.objective.door == "paths" and plan.objective.paths_per_group > 1
+            if isinstance(plan.objective, EndObjective):
+                # Sets of a given size follow the order of the rows.
+                compared = plan.objective.contrast_size is not None
             together = plan.paths_per_condition if compared else 1
             made["data"] = DataBridges(self.data, self.data_conditions, together)
+        first = plan.warm_start_from if plan.warm_start > 0 else None
+        if first == "data" and self.data is None:
+            raise InputError("warm_start_from='data' needs ends to start from: Sources(data=...)")
         used = {name: (b, weights[name]) for name, b in made.items()}
-        return {k: v for k, v in used.items() if v[1] > 0 or (k == "pool" and plan.warm_start > 0)}
+        return {k: v for k, v in used.items() if v[1] > 0 or k == first}
 
 
 def _check_states(chain: Chain, objective: Objective) -> None:
