@@ -4,14 +4,19 @@ whose gradient guides, or the strengths of the prior's own guidance."""
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from torch import nn
+
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import InputError
-from difftilt.guidance.classifier_free import LearnedGuidanceKernel
+from difftilt.guidance.base import Guidance
+from difftilt.guidance.classifier_free import ClassifierFreeDirection
+from difftilt.guidance.strengths import LearnedGuidanceKernel, SlopeDirection
 from difftilt.kernels import DenoiserKernel, VectorKernel
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size
 from difftilt.models.numbers import Numbers
 from difftilt.order_kernel import ordered
+from difftilt.reward_contract import LogReward
 from difftilt.token_heads import tempered
 from difftilt.value_kernel import ValueKernel
 from difftilt.value_networks import value_for
@@ -24,6 +29,16 @@ class Form(ABC):
     @abstractmethod
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
+
+    def kernel_for(self, chain: Chain, log_reward: LogReward, beta: float) -> Kernel:
+        """The kernel for a target; most forms do not read the reward.
+
+        Arguments:
+            chain: the prior.
+            log_reward: of the target.
+            beta: of the target.
+        """
+        return self.kernel(chain)
 
 
 @dataclass(frozen=True)
@@ -191,15 +206,36 @@ class ValueGuided(Form):
 
 @dataclass(frozen=True)
 class LearnedGuidance(Form):
-    """The prior moved along its own classifier-free guidance; one learned strength per step.
+    """The prior moved along a direction of guidance; one learned strength per step.
 
     Arguments:
         beside: a form whose shifts are added, e.g. ``LoRA(rank=4)``, or None: the strengths alone.
+        along: a training-free method whose direction to take, e.g. ``DPS()`` where the reward has a
+            gradient; None: the prior's own classifier-free guidance.
     """
 
     beside: Form | None = None
+    along: Guidance | None = None
 
     def kernel(self, chain: Chain) -> Kernel:
-        """The kernel on a prior's chain, at its starting point."""
+        """The kernel on a prior's chain, at its starting point.
+
+        Raises:
+            InputError: the direction is a reward's, or the prior has no null condition.
+        """
+        if self.along is not None:
+            raise InputError(
+                "this direction follows a reward; make the kernel of a target, by "
+                "target.posterior(form)"
+            )
+        return self._along(ClassifierFreeDirection(chain), chain)
+
+    def kernel_for(self, chain: Chain, log_reward: LogReward, beta: float) -> Kernel:
+        if self.along is None:
+            return self.kernel(chain)
+        guided = self.along.kernel(chain, log_reward, beta)
+        return self._along(SlopeDirection(guided, chain.steps).to(chain.like), chain)
+
+    def _along(self, direction: nn.Module, chain: Chain) -> Kernel:
         beside = None if self.beside is None else self.beside.kernel(chain)
-        return LearnedGuidanceKernel(chain, beside)
+        return LearnedGuidanceKernel(direction, chain.steps, beside)

@@ -135,6 +135,11 @@ class Target:
         """What corrections and certificates read."""
         return Tilted(self.score, self.beta, self.log_bound)
 
+    @property
+    def _checked(self) -> CheckedReward:
+        """The reward of the chain's own ends."""
+        return CheckedReward(self.score, name=self.log_reward.name, bound=self.log_bound)
+
     def score(self, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None = None) -> Tensor:
         """``log r`` of the chain's ends, decoded first where the prior decodes.
 
@@ -152,8 +157,7 @@ class Target:
         Raises:
             InputError: the prior has no stochastic step, or the method does not fit the reward.
         """
-        reward = CheckedReward(self.score, name=self.log_reward.name, bound=self.log_bound)
-        kernel = method.kernel(self.prior.chain, reward, self.beta)
+        kernel = method.kernel(self.prior.chain, self._checked, self.beta)
         return Posterior(self, self.prior.chain.tilted(kernel), method)
 
     def sample(
@@ -189,7 +193,7 @@ class Target:
         first = InitialTilt(chain.event_shape) if initial else None
         if not chain.density_steps:
             chain.tilted(VectorKernel((1,), 1), None)  # raises the sentence about ODE samplers
-        kernel = form.kernel(self.prior.chain)
+        kernel = form.kernel_for(chain, self._checked, self.beta)
         if isinstance(kernel, ValueKernel):
             kernel = kernel.at(self.beta)
         return Posterior(self, chain.tilted(kernel, first), form)

@@ -11,7 +11,7 @@ places:
 
 Where the conditional model is itself a posterior's kernel (fitted to labelled samples of an
 unconditional prior), ``ClassifierFreeKernel`` does the same with its shifts. How far to go along
-the direction of guidance may also be learned (``LearnedGuidanceKernel``).
+the direction of guidance may also be learned (``guidance.strengths``).
 """
 
 import math
@@ -20,13 +20,12 @@ from typing import final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from difftilt.chains import Chain, Kernel
 from difftilt.denoisers import Denoiser, Level
 from difftilt.errors import InputError
-from difftilt.models.heads import ZeroLinear
-from difftilt.transitions import GaussianTilt, rows_of
+from difftilt.transitions import GaussianTilt
 
 
 @final
@@ -147,38 +146,29 @@ class ClassifierFreeKernel(Kernel):
         return tilt
 
 
-@final
-class LearnedGuidanceKernel(Kernel):
-    """Each step moved along the prior's own guidance, how far being learned: one number per step.
-
-        δ_n = δ_n(beside) + strength_n d_n,        d_n the shift from x̂_0 to 2 x̂_0 - x̂_0(null)
-
-    ``x̂_0`` is the prior's prediction under its condition. All strengths are zero at the start. No
-    gradient goes through the network, so that an update costs its rollouts alone; and a few numbers
-    along a direction that matters are found long before a network's weights are.
+class ClassifierFreeDirection(nn.Module):
+    """The shift of a step from ``x̂_0`` to ``2 x̂_0 - x̂_0(null)``: guidance one unit farther.
 
     Arguments:
         chain: a conditional prior that knows what it is to be told nothing.
-        beside: a kernel of single Gaussians whose shifts are added, or None.
 
     Raises:
-        InputError: the prior has no null condition; when called: ``beside`` is a mixture.
+        InputError: the prior has no null condition.
     """
 
-    def __init__(self, chain: Chain, beside: Kernel | None = None) -> None:
+    def __init__(self, chain: Chain) -> None:
         super().__init__()
         found = chain.denoiser.unconditional()
         if found is None:
             raise InputError(
                 "a learned strength of guidance compares a condition with none, and this prior "
-                "knows no empty condition; use a text-to-image pipeline, or another form"
+                "knows no empty condition; use a text-to-image pipeline, guidance along a reward's "
+                "gradient (LearnedGuidance(along=DPS())), or another form"
             )
         denoiser, self._null = found
         # In a tuple, so that the prior's weights are neither trained nor saved with the kernel's.
         self._plain = (replace(chain.prior, denoiser=denoiser),)
         self.diffusion = chain.gaussian
-        self.beside = beside
-        self.strength = ZeroLinear(chain.steps + 1, bias=False)
 
     def forward(
         self,
@@ -186,19 +176,9 @@ class LearnedGuidanceKernel(Kernel):
         n: int | Int[Tensor, " B"],
         prediction: Tensor,
         condition: Tensor | None,
-    ) -> GaussianTilt:
+    ) -> Float[Tensor, "B ..."]:
         null = self._null.to(x.device).expand(len(x), *self._null.shape)
         plain = self._plain[0].given(null).predict(x, n)
         clean, variance = prediction.split([x.shape[1], prediction.shape[1] - x.shape[1]], 1)
         farther = torch.cat([2 * clean - plain[:, : x.shape[1]], variance], 1)
-        direction = self.diffusion.tilt_between(farther, prediction, x, n).delta
-        moved = rows_of(self.strength.weight[0].to(x), n, x) * direction
-        if self.beside is None:
-            return GaussianTilt(moved)
-        tilt = self.beside(x, n, prediction, condition)
-        if not isinstance(tilt, GaussianTilt):
-            raise InputError(
-                "a learned strength of guidance moves one Gaussian per step, and the form beside "
-                "it has several; use components=1"
-            )
-        return GaussianTilt(tilt.delta + moved, tilt.log_scale)
+        return self.diffusion.tilt_between(farther, prediction, x, n).delta

@@ -3,7 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from difftilt.forms import DriftNet, Form, FullCopy, LoRA, Perceptron, ValueGuided
+from difftilt.forms import (
+    DriftNet,
+    Form,
+    FullCopy,
+    LearnedGuidance,
+    LoRA,
+    Perceptron,
+    ValueGuided,
+)
+from difftilt.guidance.reconstruction import DPS
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,8 @@ class FormChoice:
         frequencies: Fourier features of a perceptron.
         linear: a perceptron's linear map of each step beside it.
         shrink: a drift net has the prior's channels divided by this.
+        guided: also move along the reward's gradient at clean predictions (DPS), by one learned
+            strength per step; for rewards that have a gradient. It cannot be exported.
     """
 
     kind: Literal["auto", "full_copy", "lora", "drift", "perceptron", "value_guided"] = "auto"
@@ -35,9 +46,14 @@ class FormChoice:
     frequencies: int = 8
     linear: bool = False
     shrink: int = 2
+    guided: bool = False
 
     def build(self) -> Form | None:
         """The form, or None for "auto"."""
+        form = self._unguided()
+        return LearnedGuidance(form, along=DPS()) if self.guided else form
+
+    def _unguided(self) -> Form | None:
         if self.kind == "full_copy":
             return FullCopy(learned_temperature=self.learned_temperature)
         if self.kind == "lora":

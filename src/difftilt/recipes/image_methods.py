@@ -23,6 +23,7 @@ from difftilt.recipes.makers import (
     Maker,
     Setting,
     guided,
+    learned_strengths,
     on_own_paths,
     populated,
     prior_alone,
@@ -102,6 +103,7 @@ def network_methods(value: FormChange) -> dict[str, Maker]:
     """
     return {
         "rtb": trained(),
+        "rtb_guidance": learned_strengths(DPS()),
         "reward_weighted": trained(lambda plan: replace(plan, warm_start=1.0)),
         "weighted_likelihood": trained(
             lambda plan: replace(plan, warm_start=1.0, warm_start_loss="likelihood")

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from difftilt.chains import Chain
-from difftilt.forms import Form
+from difftilt.forms import Form, LearnedGuidance
 from difftilt.guidance.base import Guidance
 from difftilt.objectives.base import Objective
 from difftilt.populations import PopulationSampler
@@ -21,7 +21,7 @@ from difftilt.posteriors import Sources, Target
 from difftilt.rewards import GaussianLikelihood
 from difftilt.smc.population import Population
 from difftilt.training.loop import train
-from difftilt.training.plan import BehaviourWeights, Training, suited
+from difftilt.training.plan import RTB, BehaviourWeights, Training, suited
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ FormChange = Callable[[Form | None], Form | None]
 Recommended = TypeVar("Recommended")
 
 ON_POLICY = BehaviourWeights(on_policy=1.0, pool=0.0)
+STRENGTH_RATE = 0.05
 
 
 def unchanged(value: Recommended) -> Recommended:
@@ -98,6 +99,20 @@ def by_itself(objective: Objective, form: FormChange = unchanged) -> Maker:
         return replace(own, optimisation=adam)
 
     return trained(change, form)
+
+
+def learned_strengths(along: Guidance, rate: float = STRENGTH_RATE) -> Maker:
+    """RTB of how far to go along a training-free method, a number per step, on own paths."""
+
+    def change(plan: Training) -> Training:
+        optimisation = replace(
+            plan.optimisation, learning_rate=rate, hidden_learning_rate=0.0, balance_scale=1.0
+        )
+        objective = RTB(log_z="batch")
+        own = replace(on_own_paths(plan), subset=None, objective=objective)
+        return replace(own, optimisation=optimisation)
+
+    return trained(change, lambda form: LearnedGuidance(along=along))
 
 
 def prior_alone(setting: Setting) -> Chain:

@@ -32,6 +32,7 @@ from difftilt.recipes.makers import (
     by_itself,
     corrected,
     guided,
+    learned_strengths,
     on_own_paths,
     populated,
     prior_alone,
@@ -139,6 +140,10 @@ def _trained_methods() -> dict[str, Method]:
         "rtb_gaussian": Method(
             "RTB on its own paths, one Gaussian per step (targets of one mode)",
             trained(on_own_paths, _gaussian),
+        ),
+        "rtb_guidance": Method(
+            "RTB on its own paths of the strengths of DPS alone, one number per step",
+            learned_strengths(DPS(), 0.1),
         ),
         "rtb_smc": Method(
             "RTB's posterior moves 16 particles, twisted by rewards of clean predictions",
