@@ -161,3 +161,11 @@ def test_two_betas_of_a_gaussian_are_learned_at_once(generator):
         gap = float((law.mass - exact.mass) @ law.x)
         assert abs(gap) < 0.05, f"β = {beta}: mean is off by {gap}"
     assert isinstance(ValueGuided(numbers=(1.0,)).kernel(chain).value, VectorValue)
+
+
+def test_numbers_are_read_from_their_centre_and_beta_from_zero():
+    condition = torch.tensor([[3.0, 10.0, 4.0]])
+    read = Numbers((2.0, 5.0), 8.0, centres=(1.0, 10.0)).code(condition, torch.zeros(1, 1))
+    assert read.tolist() == [[1.0, 0.0, 0.5]]
+    with pytest.raises(InputError, match="2 scales and 1 centres"):
+        Numbers((1.0, 1.0), centres=(0.0,))

@@ -1,11 +1,13 @@
 """The recipe and the table of molecules, at a size of seconds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from difftilt.errors import InputError
+from difftilt.recipes import molecule_pairs
 from difftilt.recipes.base import from_config, to_config
 from difftilt.recipes.makers import Setting
 from difftilt.recipes.molecule_bench import (
@@ -17,16 +19,16 @@ from difftilt.recipes.molecule_bench import (
     molecule_row,
     molecule_setting,
 )
-from difftilt.recipes.molecules import Molecules, nearness, off_target
+from difftilt.recipes.molecule_pairs import HELD_OUT, Wanted, held_out, simulated
+from difftilt.recipes.molecules import Molecules, molecule_plan, nearness, off_target
 from difftilt.recipes.rejection import Run, Truth
 from difftilt.recipes.run import run
 from difftilt.report.run_folder import read_run
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward, SubstructureReward
-from difftilt.training.plan import Replaying, Training
 
 pytest.importorskip("rdkit")
 pytest.importorskip("PIL")
-QUICK = Training(steps=2, batch=4, chunk=64, replaying=Replaying(pool_capacity=8, pool_fresh=0))
+QUICK = replace(molecule_plan(2), batch=8, chunk=64)
 
 
 def quick(**fields) -> Molecules:
@@ -62,6 +64,42 @@ def test_one_posterior_may_serve_several_numbers_of_atoms():
             quick(atoms=atoms).job()
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_one_posterior_of_every_value_is_judged_by_its_calibration(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(molecule_pairs, "DRAWS", 9)
+    recipe = quick(value=None, valid=False, pairs=64)
+    assert run("molecules", recipe, tmp_path / "run", talk=lambda text: None)
+    record = read_run(tmp_path / "run")
+    assert record.evaluation is not None
+    rows = {row["name"]: row for row in record.evaluation["rows"]}
+    assert rows["coverage at 90%"]["truth"] == 0.9
+    for name in ("coverage at 50%", "coverage at 90%", "calibration p-value"):
+        assert 0 <= rows[name]["posterior"] <= 1
+    # Two updates leave it at the prior, whose draws know nothing of the value.
+    assert rows["off target"]["posterior"] == pytest.approx(rows["off target"]["prior"], rel=0.5)
+    assert not record.problems
+
+
+def test_pairs_are_draws_of_the_joint_law():
+    wanted = Wanted("alpha", 2.0, False, (5, 7), 6, 4.0, pairs=150)
+    pairs = simulated(wanted)
+    assert simulated(wanted) is pairs
+    assert len(pairs.x_0) == 150 + HELD_OUT
+    assert ((pairs.x_0 != 0).any(-1).sum(1) == pairs.conditions[:, 0]).all()
+    noise = pairs.conditions[:, 1] - wanted.reward().values(pairs.x_0)
+    # r^β is a likelihood of std width / √β = 1; 4 standard errors of a mean and of a std.
+    assert abs(float(noise.mean())) < 4 * 210**-0.5
+    assert float(noise.std()) == pytest.approx(1.0, abs=4 * (2 * 210) ** -0.5)
+    assert torch.equal(held_out(wanted)[0], pairs.x_0[150:])
+    with pytest.raises(InputError, match="a property that has values"):
+        quick(value=None, wanted="C#N").job()
+
+
+def test_what_has_no_gradient_guides_nothing():
+    assert "LearnedGuidance" in repr(quick().built_form())
+    assert "LearnedGuidance" not in repr(quick(wanted="qed", value=0.6).built_form())
+
+
 def test_what_is_wanted_names_the_reward_and_survives_the_config():
     kinds = {"gap": PropertyReward, "qed": ScoreReward, "[OH]": SubstructureReward}
     for wanted, kind in kinds.items():
@@ -77,7 +115,7 @@ def test_the_table_runs_a_method_of_each_kind(monkeypatch, unchecked):
     """Trained on paths, on noised ends with a value, guided by a slope, particles, the prior."""
     monkeypatch.setitem(TARGETS, "alpha", quick(valid=False))
     members = molecule_prior_draws(6, 24)
-    for method in ("rtb", "cep", "dps", "best_of_n", "importance"):
+    for method in ("rtb", "conditional", "cep", "dps", "best_of_n", "importance"):
         made = molecule_row(Run("alpha", method, 0, 300, 6), Truth(members, -1.0, 0.1))
         assert made["method"] == method
         assert isinstance(made["off_target"], float)

@@ -17,6 +17,7 @@ from difftilt.chains import Chain, InitialTilt, Path
 from difftilt.errors import InputError
 from difftilt.kernels import full_copy
 from difftilt.models.egnn import AtomNetwork, AtomNetworkSize, present_atoms
+from difftilt.models.numbers import Numbers
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import bridge, rollout
 from difftilt.schedules import Polynomial
@@ -205,3 +206,50 @@ def test_a_condition_that_does_not_fit_is_named(condition, context, message):
     chain = molecule_chain(denoiser, Polynomial().levels(STEPS), ATOMS).given(condition)
     with pytest.raises(InputError, match=message):
         chain.predict(torch.randn(4, ATOMS, 3 + FEATURES), 3)
+
+
+READS = Numbers((2.0,), centres=(5.0,))
+WANTED = torch.stack([COUNTS, torch.tensor([1.0, 4.0, 6.0, 9.0])], 1)
+
+
+def told_chain() -> Chain:
+    """A prior that is handed a value it does not read, and a posterior that reads it."""
+    network = random_network(0).double()
+    prior = molecule_chain(AtomDenoiser(network, reads=READS), Polynomial().levels(STEPS), ATOMS)
+    return prior.given(WANTED)
+
+
+def test_a_posterior_may_read_numbers_that_its_prior_does_not():
+    prior = told_chain()
+    kernel = full_copy(prior)
+    assert torch.equal(drawn(prior).states, drawn(prior.tilted(kernel)).states)
+    assert torch.equal(drawn(prior).states, drawn(prior_chain()).states)
+    last = dict(kernel.named_parameters())["denoiser.network.further.2.weight"]
+    with torch.no_grad():
+        last.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    moved = drawn(prior.tilted(kernel))
+    assert moved.log_ratio is not None
+    assert (moved.log_ratio != 0).all()
+    # At the centre the number is 0, elsewhere its distance in scales: 7 and 3 are a scale apart.
+    told = kernel.denoiser
+    assert isinstance(told, AtomDenoiser)
+    rows = torch.tensor([[6.0, 7.0], [3.0, 3.0], [5.0, 5.0], [2.0, 1.0]])
+    found = told.given(rows)._told(moved.x_0)[1]
+    assert found is not None
+    assert found.flatten().tolist() == [1.0, -1.0, 0.0, -2.0]
+    with pytest.raises(InputError, match="further numbers already"):
+        told.network.reading(1)
+
+
+def test_what_a_posterior_reads_leaves_the_symmetries_as_they_are():
+    chain = told_chain()
+    kernel = full_copy(chain)
+    torch.manual_seed(1)
+    for parameter in kernel.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    chain = chain.tilted(kernel)
+    path = drawn(chain)
+    with torch.no_grad():
+        expected = log_ratio(chain, changed(path, path.states))
+        for name, other in moved(path, 3).items():
+            assert torch.allclose(log_ratio(chain, other), expected, atol=1e-8), name

@@ -34,6 +34,7 @@ from difftilt.denoisers import Denoiser, Level, to_clean
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import CheckpointError, InputError
 from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, centred, present_atoms
+from difftilt.models.numbers import Numbers
 from difftilt.schedules import NoiseLevels
 from difftilt.transitions import LOG_2_PI, Gaussian
 
@@ -65,6 +66,8 @@ class AtomDenoiser(Denoiser):
         prediction_type: what its output means, as in ``difftilt.denoisers``.
         condition: number of atoms of each molecule (B,), or (B, 1 + C); None: as many as there is
             room for.
+        reads: the condition's last numbers, which a posterior reads (``informed``) and the prior
+            does not; None for none.
     """
 
     def __init__(
@@ -72,17 +75,25 @@ class AtomDenoiser(Denoiser):
         network: AtomNetwork,
         prediction_type: str = "v_prediction",
         condition: Tensor | None = None,
+        reads: Numbers | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.prediction_type = prediction_type
         self.condition = condition
+        self.reads = reads
 
     def given(self, condition: Tensor | None) -> "AtomDenoiser":
         """This denoiser with numbers of atoms bound."""
         other = copy.copy(self)
         other.condition = condition
         return other
+
+    def informed(self) -> "AtomDenoiser":
+        if self.reads is None or self.network.further is not None:
+            return self
+        network = self.network.reading(self.reads.count)
+        return AtomDenoiser(network, self.prediction_type, self.condition, self.reads)
 
     def forward(self, x_t: Float[Tensor, "B A F"], level: Level) -> Float[Tensor, "B A F"]:
         """The clean prediction, centred, with zeros where no atom is.
@@ -98,6 +109,7 @@ class AtomDenoiser(Denoiser):
     def _told(self, x: Tensor) -> tuple[Bool[Tensor, "B A"], Tensor | None]:
         """Which atoms there are, and what else the network reads."""
         given, wanted = self.condition, self.network.context
+        beyond = 0 if self.reads is None or self.network.further is not None else self.reads.count
         if given is None and not wanted:
             return x.new_ones(x.shape[:2], dtype=torch.bool), None
         if given is None or len(given) != len(x) or (given.ndim < 2 and wanted):
@@ -107,7 +119,7 @@ class AtomDenoiser(Denoiser):
                 f"{wanted} numbers that the network reads; got shape {got}"
             )
         rows = given.reshape(len(x), -1)
-        if wanted and rows.shape[1] != 1 + wanted:
+        if wanted and rows.shape[1] - beyond != 1 + wanted:
             raise InputError(
                 f"this network reads {wanted} numbers beside the number of atoms, and the "
                 f"condition has {rows.shape[1] - 1}; give a row (atoms, numbers...) a molecule"
@@ -117,7 +129,16 @@ class AtomDenoiser(Denoiser):
             raise InputError(
                 f"the condition's numbers of atoms must lie between 1 and the chain's {x.shape[1]}"
             )
-        return present_atoms(counts, x.shape[1]), rows[:, 1:] if wanted else None
+        return present_atoms(counts, x.shape[1]), self._context(rows, x) if wanted else None
+
+    def _context(self, rows: Float[Tensor, "B numbers"], x: Tensor) -> Float[Tensor, "B C"]:
+        """What the network is told of each molecule."""
+        if self.network.further is None or self.reads is None:
+            return rows[:, 1 : 1 + self.network.context]
+        own, more = rows[:, 1:].split(
+            [self.network.context - self.reads.count, self.reads.count], 1
+        )
+        return torch.cat([own.to(x), self.reads.code(more, x)], 1)
 
 
 def molecule_chain(denoiser: AtomDenoiser, levels: NoiseLevels, atoms: int) -> Chain:

@@ -18,11 +18,14 @@ Sources: Satorras et al. 2021 (arXiv 2102.09844); Hoogeboom et al. 2022, appendi
 2203.17003).
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from difftilt.errors import InputError
 
 PLACE = 3
 """Numbers of a place in space."""
@@ -165,12 +168,33 @@ class AtomNetwork(nn.Module):
         super().__init__()
         size = AtomNetworkSize() if size is None else size
         self.features, self.context = features, context
+        self.further: nn.Sequential | None = None
         numbers = features + 1 + context
         self.embedding = nn.Linear(numbers, size.width)
         self.embedding_out = nn.Linear(size.width, numbers)
         self.blocks = [f"e_block_{i}" for i in range(size.layers)]
         for name in self.blocks:
             self.add_module(name, AtomBlock(size))
+
+    def reading(self, more: int) -> "AtomNetwork":
+        """A copy that reads ``more`` further numbers of the context, and does not mind them yet.
+
+        What they are worth is added to every atom's first features, and is zero at the start.
+
+        Raises:
+            InputError: it reads further numbers already.
+        """
+        if self.further is not None:
+            raise InputError("this network of atoms was made to read further numbers already")
+        width = self.embedding.out_features
+        last = nn.Linear(width, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        other = copy.deepcopy(self)
+        other.further = nn.Sequential(nn.Linear(more, width), nn.SiLU(), last)
+        other.further.to(self.embedding.weight)
+        other.context += more
+        return other
 
     def forward(
         self,
@@ -194,9 +218,13 @@ class AtomNetwork(nn.Module):
         pairs = here[:, :, None] * here[:, None]
         pairs = pairs * ~torch.eye(state.shape[1], dtype=torch.bool, device=here.device)[..., None]
         x = centred(state[..., :PLACE], present)
-        told = [time[:, None]] if context is None else [time[:, None], context.to(state)]
-        told = torch.cat(told, 1)[:, None].expand(-1, state.shape[1], -1)
+        context = state.new_zeros(len(state), 0) if context is None else context.to(state)
+        first = self.embedding.in_features - self.features - 1
+        told = torch.cat([time[:, None], context[:, :first]], 1)
+        told = told[:, None].expand(-1, state.shape[1], -1)
         h = self.embedding(torch.cat([state[..., PLACE:] * here, told], -1) * here)
+        if self.further is not None:
+            h = h + self.further(context[:, first:])[:, None] * here
         at_input, _ = _apart(x)
         for name in self.blocks:
             h, x = self.get_submodule(name)(h, x, at_input, here, pairs)

@@ -12,21 +12,29 @@ from difftilt.errors import InputError
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a network reads of a condition of real numbers, (B, K): each divided by its scale.
+    """What a network reads of a condition of real numbers, (B, K): ``(number - centre) / scale``.
 
     Arguments:
         scales: usual size of each number, above 0.
         largest_beta: the condition has one more number, its last: β in [0, largest_beta]; then
             outputs are multiplied by ``β / largest_beta``, so that β = 0 is the prior. None: no β.
+        centres: usual value of each number; empty for 0.
 
     Raises:
-        InputError: no number, or a scale or ``largest_beta`` that is not positive and finite.
+        InputError: no number, a scale or ``largest_beta`` that is not positive and finite, or
+            another number of centres.
     """
 
     scales: tuple[float, ...]
     largest_beta: float | None = None
+    centres: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.centres and len(self.centres) != len(self.scales):
+            raise InputError(
+                f"{len(self.scales)} scales and {len(self.centres)} centres; give each number one "
+                "of both, or no centres"
+            )
         if not self.every or not all(0 < scale < math.inf for scale in self.every):
             raise InputError(
                 f"numbers of a condition have scales {self.scales} and largest_beta="
@@ -66,8 +74,12 @@ class Numbers:
                 f"shape {tuple(condition.shape)}"
             )
         self._check_beta(condition)
-        scaled = condition.to(like) / torch.tensor(self.every).to(like)
-        return scaled
+        moved = condition.to(like)
+        if self.centres:
+            # β, which comes last, stays where it is.
+            rest = [0.0] * (self.count - len(self.centres))
+            moved = moved - torch.tensor([*self.centres, *rest]).to(like)
+        return moved / torch.tensor(self.every).to(like)
 
     def _check_beta(self, condition: Tensor) -> None:
         if self.largest_beta is None:

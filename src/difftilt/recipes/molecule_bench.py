@@ -11,22 +11,26 @@ from typing import Any, final
 
 from torch import Tensor
 
-from difftilt.forms import Form
+from difftilt.forms import Form, FullCopy
 from difftilt.posteriors import Prior, Target
+from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.image_methods import network_methods, training_free_methods
-from difftilt.recipes.makers import Maker, Setting
-from difftilt.recipes.molecules import SOURCE, Molecules, nearness, off_target
+from difftilt.recipes.makers import Maker, Setting, trained
+from difftilt.recipes.molecule_pairs import SOURCE, conditionally_trained
+from difftilt.recipes.molecules import Molecules, molecule_plan, nearness, off_target
 from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
 from difftilt.sampling import Samples
 from difftilt.tasks.molecules.metrics import consistency, molecules_of, quality
 from difftilt.tasks.molecules.models import molecule_prior
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward
 from difftilt.tasks.molecules.values import AtomGuided
+from difftilt.training.plan import Replaying, Training
 
 TRUTH_DRAWS = 2048
 PRIOR_SEED, TRUTH_SEED = 92_001, 92_002
 DEFAULTS = (
     "rtb",
+    "conditional",
     "rgdm",
     "rgdm_paper",
     "reward_weighted",
@@ -51,9 +55,26 @@ def _atom_guided(form: Form | None) -> AtomGuided:
     return AtomGuided()
 
 
-def molecule_methods() -> dict[str, Maker]:
-    """The methods of the table by name: those of the vision table that need no labels."""
-    return network_methods(_atom_guided) | training_free_methods()
+def molecule_methods(target: str = "alpha") -> dict[str, Maker]:
+    """The methods of the table by name: those of the vision table that need no labels, and EDM's.
+
+    Arguments:
+        target: what a model of every value is asked for.
+    """
+    recipe = TARGETS[target]
+    assert recipe.value is not None
+    known = network_methods(_atom_guided)
+    own: dict[str, Maker] = {
+        "rtb": trained(_recommended, lambda form: recipe.built_form()),
+        "rtb_copy": known["rtb"],
+        "conditional": conditionally_trained(recipe.every, recipe.value),
+    }
+    return known | own | training_free_methods()
+
+
+def _recommended(plan: Training) -> Training:
+    """The recipe's own plan, with the budget and seed of the table's."""
+    return replace(molecule_plan(), network_calls=plan.network_calls, seed=plan.seed)
 
 
 def build_molecule_target(name: str) -> Target:
@@ -65,13 +86,14 @@ def molecule_setting(run: Run) -> Setting:
     """What the table gives a method."""
     recipe = TARGETS[run.target]
     # A third of the budget at most goes into the pool.
-    capacity = max(
-        64, min(recipe.training.replaying.pool_capacity, run.calls // (3 * recipe.steps))
-    )
-    replaying = replace(recipe.training.replaying, pool_capacity=capacity)
-    plan = replace(recipe.training, network_calls=run.calls, seed=run.seed, replaying=replaying)
+    capacity = max(64, min(1536, run.calls // (3 * recipe.steps)))
+    pool = Replaying(pool_capacity=capacity, pool_fresh=0, pool_effective=0.02)
+    subset = min(10, recipe.steps - 1)
+    sizes = {"chunk": 256, "subset": subset, "warm_start_subset": subset}
+    plan = fine_tuning(pool, rate=5e-4, steps=480, warm_start=0.7, **sizes)
+    plan = replace(plan, network_calls=run.calls, seed=run.seed)
     target = build_molecule_target(run.target)
-    return Setting(target, recipe.form.build(), plan, run.calls, run.samples)
+    return Setting(target, FullCopy(), plan, run.calls, run.samples)
 
 
 @cache
@@ -101,7 +123,7 @@ def molecule_figures(name: str, drawn: Samples, truth: Truth) -> Row:
 
 def molecule_row(run: Run, truth: Truth) -> Row:
     """Make one sampler of one target and measure it."""
-    make, setting = molecule_methods()[run.method], molecule_setting(run)
+    make, setting = molecule_methods(run.target)[run.method], molecule_setting(run)
     return measured_row(
         run, make, setting, truth, lambda drawn, t: molecule_figures(run.target, drawn, t)
     )

@@ -8,7 +8,7 @@ probability.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -17,10 +17,20 @@ from torch import Tensor
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.distances import energy_distance
 from difftilt.errors import InputError
+from difftilt.forms import Form
 from difftilt.posteriors import Prior, Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
-from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.form import FormChoice
+from difftilt.recipes.makers import ON_POLICY
+from difftilt.recipes.molecule_pairs import (
+    DRAWS,
+    HELD_OUT,
+    LEVELS,
+    PAIRS,
+    SOURCE,
+    Wanted,
+    judged,
+)
 from difftilt.recipes.rejection import halved, prior_log_z, rejected
 from difftilt.sampling import Samples
 from difftilt.tasks.molecules.drawing import drawn as pictures_of
@@ -40,18 +50,33 @@ from difftilt.tasks.molecules.models import (
     molecule_prior,
 )
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward, SubstructureReward
-from difftilt.training.plan import Replaying, Training
+from difftilt.training.plan import RTB, Optimisation, Training
 
-SOURCE = "shipped: molecules of QM9"
 PICTURES = 16
 FEWEST = 8
+NOTES = {
+    "error": "mean distance of {} from the wanted value, of valid draws for held-out values",
+    "width": "of {}, mean over held-out values",
+    "coverage": "share of held-out molecules inside the draws' central interval",
+    "p": "of the uniformity of their ranks; small: not calibrated",
+}
 MoleculeReward = PropertyReward | ScoreReward | SubstructureReward
 
 
-def _training() -> Training:
-    pool = Replaying(pool_capacity=1536, pool_fresh=0, pool_effective=0.02)
-    sizes = {"chunk": 256, "subset": 10, "warm_start_subset": 10}
-    return fine_tuning(pool, rate=5e-4, steps=480, warm_start=0.7, **sizes)
+def molecule_plan(steps: int = 150) -> Training:
+    """Balance on own paths: strengths of guidance find their size, and a copy follows slowly."""
+    return Training(
+        steps=steps,
+        batch=16,
+        paths_per_condition=8,
+        warm_start=0.0,
+        chunk=640,
+        objective=RTB(log_z="batch"),
+        behaviour=ON_POLICY,
+        optimisation=Optimisation(
+            learning_rate=1e-4, head_learning_rate=0.05, decay_from=0.5, ema=0.9
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -61,9 +86,11 @@ class Molecules(Recipe):
     Arguments:
         wanted: alpha, gap, homo, lumo, mu or cv (of the regressor), qed, logp or sa (of rdkit), or
             a SMARTS: a part that the molecule is to have.
-        value: the wanted value; unused for a SMARTS.
+        value: the wanted value, unused for a SMARTS; None: one posterior of every value, whose
+            calibration is measured.
         width: standard deviation around it.
         valid: whether a sample of a regressor's property has to be a molecule.
+        pairs: molecules and their values that a posterior of every value is trained for.
         atoms: heavy atoms of each molecule, 2 to 9; a posterior of several numbers is one network
             with a certificate of each.
         steps: N of the chain.
@@ -73,21 +100,24 @@ class Molecules(Recipe):
     """
 
     wanted: str = "alpha"
-    value: float = 82.0
+    value: float | None = 82.0
     width: float = 2.0
     valid: bool = True
+    pairs: int = PAIRS
     atoms: tuple[int, ...] = (MOST_ATOMS,)
     steps: int = 40
     beta: float = 1.0
     samples: int = 256
     certificate_paths: int = 512
-    form: FormChoice = field(default_factory=lambda: FormChoice("full_copy"))
-    training: Training = field(default_factory=_training)
+    form: FormChoice = field(default_factory=lambda: FormChoice("full_copy", guided=True))
+    training: Training = field(default_factory=molecule_plan)
 
     def job(self) -> Job:
+        if self.value is None:
+            return self._job_of_every_value()
         prior = Prior(molecule_prior(self.steps), source=SOURCE)
         target = prior.tilt(self.reward(), self.beta)
-        posterior = target.posterior(self.form.build())
+        posterior = target.posterior(self.built_form())
         if self.atoms == (MOST_ATOMS,):
             return Job(target, posterior, self.training)
         if not self.atoms or not all(2 <= n <= MOST_ATOMS for n in self.atoms):
@@ -97,8 +127,28 @@ class Molecules(Recipe):
         sources = Sources(conditions=lambda count, generator: _any_of(contexts, count, generator))
         return Job(target, posterior, self.training, sources, contexts, names)
 
+    def built_form(self) -> Form | None:
+        """What carries the posterior; a reward without a gradient guides nothing."""
+        blind = not isinstance(self.reward(), PropertyReward)
+        return (replace(self.form, guided=False) if blind else self.form).build()
+
+    @property
+    def every(self) -> Wanted:
+        """What is wanted, of any value."""
+        own = (self.wanted, self.width, self.valid, self.atoms, self.steps, self.beta)
+        return Wanted(*own, pairs=self.pairs)
+
+    def _job_of_every_value(self) -> Job:
+        wanted = self.every
+        target, contexts = wanted.target(), wanted.contexts()
+        names = tuple(f"{self.wanted} {value:.3g}" for value in contexts[:, 1].tolist())
+        posterior = target.posterior(self.built_form())
+        return Job(target, posterior, self.training, wanted.sources(), contexts, names)
+
     def reward(self) -> MoleculeReward:
         """The reward that ``wanted`` names."""
+        if self.value is None:
+            return self.every.reward()
         if self.wanted in PROPERTIES:
             name = cast("Property", self.wanted)
             return PropertyReward(name, self.value, self.width, valid=self.valid)
@@ -116,6 +166,8 @@ class Molecules(Recipe):
         return pictures_of(molecules_of(first), texts)
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
+        if self.value is None:
+            return self._evaluation_of_every_value(job, drawn)
         # The truth is drawn from other prior draws than those that are compared with it.
         apart, compared = halved(drawn.prior, self.samples)
         members = rejected(apart, self.beta, self.training.seed)
@@ -126,6 +178,22 @@ class Molecules(Recipe):
         note = f"The truth is {len(members)} other prior samples, accepted with probability r^β."
         return {"title": f"Molecules: {self.wanted}", "rows": rows, "notes": [note]}
 
+    def _evaluation_of_every_value(self, job: Job, drawn: Drawn) -> dict[str, Any]:
+        found, rows = judged(self.every, job.posterior.chain, self.training.seed), []
+        for column, key in (("off target", "error"), ("width of 90 % intervals", "width")):
+            rows.append(metric_row(column, NOTES[key].format(self.wanted), found[key]))
+        for level in LEVELS:
+            values = {**found[level], "truth": level}
+            rows.append(metric_row(f"coverage at {level:.0%}", NOTES["coverage"], values))
+        rows.append(metric_row("calibration p-value", NOTES["p"], found["p"]))
+        sets = {"prior": drawn.prior.x_0, "posterior": drawn.posterior.x_0}
+        rows += self._quality(sets)
+        note = (
+            f"{HELD_OUT} held-out pairs of a molecule and a value, {DRAWS} draws for each value; "
+            f"samples, certificate and the last rows are of {', '.join(job.names)}."
+        )
+        return {"title": f"Molecules: every {self.wanted}", "rows": rows, "notes": [note]}
+
     def _agreement(self, sets: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         reward = self.reward()
         filled = {name: x for name, x in sets.items() if len(x)}
@@ -133,6 +201,10 @@ class Molecules(Recipe):
             off = {name: off_target(reward, x) for name, x in filled.items()}
             note = f"mean absolute error of {self.wanted} to {self.value:g}, of valid molecules"
             yield metric_row("off target", note, off)
+        yield from self._quality(filled)
+
+    @staticmethod
+    def _quality(filled: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         found = {name: quality(molecules_of(x)) for name, x in filled.items()}
         for key, note in (
             ("valid", "share in one piece with valences that can be met"),

@@ -18,6 +18,7 @@ from difftilt.adapters.folders import Network
 from difftilt.adapters.molecules import AtomDenoiser, molecule_chain
 from difftilt.chains import Chain
 from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, centred
+from difftilt.models.numbers import Numbers
 from difftilt.schedules import Polynomial
 from difftilt.tasks.molecules.chemistry import KINDS
 from difftilt.tasks.shipped import filled, shipped_folder
@@ -40,19 +41,21 @@ def new_prior_network() -> AtomNetwork:
     return AtomNetwork(len(KINDS), 0, AtomNetworkSize(width=64, layers=5))
 
 
-def molecule_prior(steps: int = 50) -> Chain:
+def molecule_prior(steps: int = 50, reads: Numbers | None = None) -> Chain:
     """The shipped prior, trained to make molecules of 2 to 9 heavy atoms like those of QM9.
 
     Its condition is the number of atoms, (B,); without one it makes molecules of 9.
 
     Arguments:
         steps: N.
+        reads: numbers that follow the number of atoms in a condition (B, 1 + K), which a posterior
+            reads and this prior does not.
 
     Raises:
         CheckpointError: its weights are missing or do not fit.
     """
     network = _filled(new_prior_network(), "prior")
-    return molecule_chain(AtomDenoiser(network), schedule().levels(steps), MOST_ATOMS)
+    return molecule_chain(AtomDenoiser(network, reads=reads), schedule().levels(steps), MOST_ATOMS)
 
 
 def load_regressor() -> "PropertyNetwork":

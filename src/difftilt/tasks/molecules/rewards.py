@@ -89,7 +89,7 @@ class ScoreReward:
 
     Arguments:
         name: "qed", "logp" or "sa".
-        wanted: its value.
+        wanted: its value; None takes it from the last column of the condition (B, 1 + C).
         width: standard deviation around it, above 0.
         floor: the least log r, and that of samples that are no molecule.
 
@@ -97,7 +97,9 @@ class ScoreReward:
         InputError: an unknown property, or a width that is not positive.
     """
 
-    def __init__(self, name: Score, wanted: float, width: float, floor: float = FLOOR) -> None:
+    def __init__(
+        self, name: Score, wanted: float | None, width: float, floor: float = FLOOR
+    ) -> None:
         if name not in SCORES:
             raise InputError(f"rdkit's properties here are {', '.join(SCORES)}; got {name!r}")
         self.name, self.wanted, self.width, self.floor = name, wanted, _positive(width), floor
@@ -112,7 +114,8 @@ class ScoreReward:
     def __call__(
         self, x_0: Float[Tensor, "B A F"], condition: Tensor | None = None
     ) -> Float[Tensor, " B"]:
-        log_r = -0.5 * ((self.values(x_0) - self.wanted) / self.width) ** 2
+        wanted = self.wanted if self.wanted is not None else _last(condition, x_0)
+        log_r = -0.5 * ((self.values(x_0) - wanted) / self.width) ** 2
         return log_r.nan_to_num(self.floor).clamp(min=self.floor)
 
 
