@@ -163,6 +163,10 @@ class Molecules(Recipe):
         if isinstance(reward, SubstructureReward):
             return pictures_of(molecules_of(first))
         texts = [f"{self.wanted} {v:.3g}" for v in reward.values(first).tolist()]
+        if job.contexts is not None and self.value is None:
+            context = job.context_of(len(first))
+            assert context is not None
+            texts = [f"{t} for {w:.3g}" for t, w in zip(texts, context[:, 1].tolist(), strict=True)]
         return pictures_of(molecules_of(first), texts)
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
@@ -180,7 +184,7 @@ class Molecules(Recipe):
 
     def _evaluation_of_every_value(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         found, rows = judged(self.every, job.posterior.chain, self.training.seed), []
-        for column, key in (("off target", "error"), ("width of 90 % intervals", "width")):
+        for column, key in (("off target", "error"), ("width of 90% intervals", "width")):
             rows.append(metric_row(column, NOTES[key].format(self.wanted), found[key]))
         for level in LEVELS:
             values = {**found[level], "truth": level}
