@@ -63,7 +63,7 @@ NOTES = {
 MoleculeReward = PropertyReward | ScoreReward | SubstructureReward
 
 
-def molecule_plan(steps: int = 150) -> Training:
+def molecule_plan(steps: int = 120) -> Training:
     """Balance on own paths: strengths of guidance find their size, and a copy follows slowly."""
     return Training(
         steps=steps,
