@@ -8,9 +8,11 @@ import torch
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel, VectorKernel
 from difftilt.noise import GeneratorNoise
+from difftilt.objectives.balance import RTB
 from difftilt.objectives.weighted import denoising
 from difftilt.rollouts import rollout
 from difftilt.training.denoising import _distance, denoising_gradient
+from difftilt.training.paths import draw_paths
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
 from toys import gaussian_chain, quick_plan
@@ -101,3 +103,22 @@ def test_a_warm_start_from_data_draws_nothing_else_and_asks_no_prior():
     assert record.phase == "warm start"
     with pytest.raises(InputError, match=r"Sources\(data=...\)"):
         TrainingState(prior.tilted(kernel), log_reward, 1.0, plan)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_warm_start_from_data_draws_different_pairs():
+    """Each pair has a condition of its own; a balance that compares must not repeat one."""
+    prior = gaussian_chain()
+    kernel = DenoiserKernel(Shifted(prior.denoiser, prior.event_shape), prior.diffusion)  # type: ignore[arg-type]
+    plan = replace(
+        quick_plan(steps=10, warm_start=1.0, batch=64),
+        warm_start_loss="denoising",
+        warm_start_from="data",
+        paths_per_condition=16,
+        objective=RTB("batch"),
+    )
+    data = torch.arange(1000.0)[:, None].expand(-1, *prior.event_shape)
+    conditions = {"data": data, "data_conditions": torch.arange(1000)}
+    state = TrainingState(prior.tilted(kernel), log_reward, 1.0, plan, **conditions)
+    drawn = draw_paths(state, 1.0)["data"].path
+    assert len(torch.unique(drawn.x_0)) > 50

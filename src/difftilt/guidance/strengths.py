@@ -2,10 +2,10 @@
 
     δ_n = δ_n(beside) + strength_n d_n(x_n)
 
-All strengths are zero at the start: the posterior is the prior. No gradient goes through a network,
-so that an update costs its rollouts alone; and a few numbers along a direction that matters are
-found long before a network's weights are. A balance finds strengths that are right for the target,
-where training-free guidance has to guess one.
+All strengths are zero at the start: the posterior is the prior. No gradient of parameters goes
+through a network, so that an update costs its rollouts alone; and a few numbers along a direction
+that matters are found long before a network's weights are. A balance finds strengths that are right
+for the target, where training-free guidance has to guess one.
 
 | direction | d_n |
 |---|---|

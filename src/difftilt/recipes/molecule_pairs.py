@@ -21,12 +21,11 @@ from difftilt.forms import FullCopy
 from difftilt.models.numbers import Numbers
 from difftilt.posteriors import Prior, Sources, Target
 from difftilt.recipes.base import tell
-from difftilt.recipes.makers import ON_POLICY, Setting, trained
+from difftilt.recipes.makers import Setting, trained
 from difftilt.sampling import sample_paths
 from difftilt.tasks.molecules.metrics import SCORES, Score, molecules_of
 from difftilt.tasks.molecules.models import PROPERTIES, Property, molecule_prior
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward
-from difftilt.training.plan import RTB, Training
 
 SOURCE = "shipped: molecules of QM9"
 PAIRS, HELD_OUT = 1024, 60
@@ -158,17 +157,6 @@ class Bound(Kernel):
         return self.kernel(x, n, prediction, self.condition.expand(len(x), -1))
 
 
-def from_pairs(plan: Training) -> Training:
-    """A plan for every value: a warm start that denoises pairs, then balance on own paths."""
-    return replace(
-        plan,
-        warm_start_from="data",
-        paths_per_condition=8,
-        objective=RTB(log_z="batch", residual_clip=10.0),
-        behaviour=ON_POLICY,
-    )
-
-
 def conditionally_trained(wanted: Wanted, value: float) -> Callable[[Setting], Chain]:
     """A maker of EDM's conditional model: the denoiser of pairs, asked for one value.
 
@@ -184,8 +172,9 @@ def conditionally_trained(wanted: Wanted, value: float) -> Callable[[Setting], C
     def make(setting: Setting) -> Chain:
         half = setting.calls // 2
         own = replace(wanted, pairs=max(8, half // wanted.steps - HELD_OUT))
-        plan = replace(from_pairs(setting.plan), warm_start=1.0, anchor=0.0)
-        plan = replace(plan, network_calls=setting.calls - half)
+        calls = setting.calls - half
+        plan = replace(setting.plan, warm_start=1.0, anchor=0.0, network_calls=calls)
+        plan = replace(plan, warm_start_from="data")
         target = own.target()
         apart = Setting(target, FullCopy(), plan, 0, 0, sources=own.sources())
         kernel = trained()(apart).kernel

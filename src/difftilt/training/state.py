@@ -257,6 +257,8 @@ class TrainingState:
             if isinstance(plan.objective, EndObjective):
                 # Sets of a given size follow the order of the rows.
                 compared = plan.objective.contrast_size is not None
+            # A warm start from data compares nothing.
+            compared = compared and weights["data"] > 0
             together = plan.paths_per_condition if compared else 1
             made["data"] = DataBridges(self.data, self.data_conditions, together)
         first = plan.warm_start_from if plan.warm_start > 0 else None
