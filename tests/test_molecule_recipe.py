@@ -9,6 +9,7 @@ import torch
 from difftilt.errors import InputError
 from difftilt.recipes import molecule_pairs
 from difftilt.recipes.base import from_config, to_config
+from difftilt.recipes.fine_tuning import guided_fine_tuning
 from difftilt.recipes.makers import Setting
 from difftilt.recipes.molecule_bench import (
     DEFAULTS,
@@ -20,7 +21,7 @@ from difftilt.recipes.molecule_bench import (
     molecule_setting,
 )
 from difftilt.recipes.molecule_pairs import HELD_OUT, Wanted, held_out, simulated
-from difftilt.recipes.molecules import Molecules, molecule_plan, nearness, off_target
+from difftilt.recipes.molecules import Molecules, nearness, off_target
 from difftilt.recipes.rejection import Run, Truth
 from difftilt.recipes.run import run
 from difftilt.report.run_folder import read_run
@@ -28,7 +29,7 @@ from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward, Substr
 
 pytest.importorskip("rdkit")
 pytest.importorskip("PIL")
-QUICK = replace(molecule_plan(2), batch=8, chunk=64)
+QUICK = replace(guided_fine_tuning(2), batch=8, chunk=64)
 
 
 def quick(**fields) -> Molecules:

@@ -1,12 +1,17 @@
-"""The plan for a copy of a large pre-trained network, where updates are few and dear.
+"""Plans for a copy of a large pre-trained network, where updates are few and dear.
 
-A warm start denoises ends that were resampled by their reward, held to the prior step by step, and
-a short balance phase follows. What was tried instead is in ``docs/log.md``.
+* ``fine_tuning``: a warm start denoises ends that were resampled by their reward, held to the prior
+  step by step, and a short balance phase follows;
+* ``guided_fine_tuning``: for a copy beside learned strengths of guidance, which needs the reward's
+  gradient: balance on own paths from the start.
+
+What was tried instead is in ``docs/log.md``.
 """
 
 from dataclasses import replace
 from typing import Any
 
+from difftilt.recipes.makers import ON_POLICY
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 
 _OPTIMISATION = Optimisation(learning_rate=1e-3, balance_scale=0.3, decay_from=0.5, ema=0.98)
@@ -35,3 +40,23 @@ def fine_tuning(replaying: Replaying, rate: float = 1e-3, **changes: Any) -> Tra
     """
     optimisation = replace(_OPTIMISATION, learning_rate=rate)
     return replace(_PLAN, **{"replaying": replaying, "optimisation": optimisation, **changes})
+
+
+def guided_fine_tuning(steps: int) -> Training:
+    """Balance on own paths: strengths of guidance find their size, and a copy follows slowly.
+
+    Arguments:
+        steps: updates.
+    """
+    return Training(
+        steps=steps,
+        batch=16,
+        paths_per_condition=8,
+        warm_start=0.0,
+        chunk=640,
+        objective=RTB(log_z="batch"),
+        behaviour=ON_POLICY,
+        optimisation=Optimisation(
+            learning_rate=1e-4, head_learning_rate=0.05, decay_from=0.5, ema=0.9
+        ),
+    )

@@ -77,6 +77,14 @@ def trained(change: Change = unchanged, form: FormChange = unchanged) -> Callabl
     return make
 
 
+def recommended(plan: Training, form: Form | None) -> Maker:
+    """A recipe's own training, for the table's budget."""
+    return trained(
+        lambda given: replace(plan, network_calls=given.network_calls, seed=given.seed),
+        lambda given: form,
+    )
+
+
 def on_own_paths(plan: Training) -> Training:
     """The plan without a warm start, on the posterior's own paths alone."""
     return replace(plan, warm_start=0.0, behaviour=ON_POLICY)

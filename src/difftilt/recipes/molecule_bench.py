@@ -15,16 +15,16 @@ from difftilt.forms import Form, FullCopy
 from difftilt.posteriors import Prior, Target
 from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.image_methods import network_methods, training_free_methods
-from difftilt.recipes.makers import Maker, Setting, trained
+from difftilt.recipes.makers import Maker, Setting, recommended
 from difftilt.recipes.molecule_pairs import SOURCE, conditionally_trained
-from difftilt.recipes.molecules import Molecules, molecule_plan, nearness, off_target
+from difftilt.recipes.molecules import Molecules, nearness, off_target
 from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
 from difftilt.sampling import Samples
 from difftilt.tasks.molecules.metrics import consistency, molecules_of, quality
 from difftilt.tasks.molecules.models import molecule_prior
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward
 from difftilt.tasks.molecules.values import AtomGuided
-from difftilt.training.plan import Replaying, Training
+from difftilt.training.plan import Replaying
 
 TRUTH_DRAWS = 2048
 PRIOR_SEED, TRUTH_SEED = 92_001, 92_002
@@ -65,16 +65,11 @@ def molecule_methods(target: str = "alpha") -> dict[str, Maker]:
     assert recipe.value is not None
     known = network_methods(_atom_guided)
     own: dict[str, Maker] = {
-        "rtb": trained(_recommended, lambda form: recipe.built_form()),
+        "rtb": recommended(recipe.training, recipe.built_form()),
         "rtb_copy": known["rtb"],
         "conditional": conditionally_trained(recipe.every, recipe.value),
     }
     return known | own | training_free_methods()
-
-
-def _recommended(plan: Training) -> Training:
-    """The recipe's own plan, with the budget and seed of the table's."""
-    return replace(molecule_plan(), network_calls=plan.network_calls, seed=plan.seed)
 
 
 def build_molecule_target(name: str) -> Target:

@@ -20,8 +20,8 @@ from difftilt.errors import InputError
 from difftilt.forms import Form
 from difftilt.posteriors import Prior, Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.recipes.fine_tuning import guided_fine_tuning
 from difftilt.recipes.form import FormChoice
-from difftilt.recipes.makers import ON_POLICY
 from difftilt.recipes.molecule_pairs import (
     DRAWS,
     HELD_OUT,
@@ -50,7 +50,7 @@ from difftilt.tasks.molecules.models import (
     molecule_prior,
 )
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward, SubstructureReward
-from difftilt.training.plan import RTB, Optimisation, Training
+from difftilt.training.plan import Training
 
 PICTURES = 16
 FEWEST = 8
@@ -60,23 +60,8 @@ NOTES = {
     "coverage": "share of held-out molecules inside the draws' central interval",
     "p": "of the uniformity of their ranks; small: not calibrated",
 }
+UPDATES = 120
 MoleculeReward = PropertyReward | ScoreReward | SubstructureReward
-
-
-def molecule_plan(steps: int = 120) -> Training:
-    """Balance on own paths: strengths of guidance find their size, and a copy follows slowly."""
-    return Training(
-        steps=steps,
-        batch=16,
-        paths_per_condition=8,
-        warm_start=0.0,
-        chunk=640,
-        objective=RTB(log_z="batch"),
-        behaviour=ON_POLICY,
-        optimisation=Optimisation(
-            learning_rate=1e-4, head_learning_rate=0.05, decay_from=0.5, ema=0.9
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +95,7 @@ class Molecules(Recipe):
     samples: int = 256
     certificate_paths: int = 512
     form: FormChoice = field(default_factory=lambda: FormChoice("full_copy", guided=True))
-    training: Training = field(default_factory=molecule_plan)
+    training: Training = field(default_factory=lambda: guided_fine_tuning(UPDATES))
 
     def job(self) -> Job:
         if self.value is None:

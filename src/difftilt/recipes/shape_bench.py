@@ -5,18 +5,18 @@ as sets of clouds: COV, 1-NNA and MMD by the Chamfer and the exact earth mover's
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from typing import Any, final
 
 from torch import Tensor
 
 from difftilt.diagnostics.features import diversity, frechet_distance
-from difftilt.forms import Form
+from difftilt.forms import Form, FullCopy
 from difftilt.loading import load
 from difftilt.posteriors import Target
+from difftilt.recipes.fine_tuning import fine_tuning
 from difftilt.recipes.image_methods import network_methods, training_free_methods
-from difftilt.recipes.makers import Maker, Setting
+from difftilt.recipes.makers import Maker, Setting, recommended
 from difftilt.recipes.rejection import RejectionBench, Row, Run, Truth, measured_row, truth_among
 from difftilt.recipes.shapes import COMPARED, Shapes
 from difftilt.sampling import Samples
@@ -24,6 +24,7 @@ from difftilt.tasks.shapes.distances import compare_sets, occupancy_divergence
 from difftilt.tasks.shapes.judges import cloud_features, load_judge, shape_prior_folder
 from difftilt.tasks.shapes.targets import shape_target, shape_targets
 from difftilt.tasks.shapes.values import CloudGuided
+from difftilt.training.plan import Replaying
 
 STEPS = 20
 TRUTH_DRAWS = 1024
@@ -50,7 +51,9 @@ def _cloud_guided(form: Form | None) -> CloudGuided:
 
 def shape_methods() -> dict[str, Maker]:
     """The methods of the table by name: those of the vision table that need no labels."""
-    return network_methods(_cloud_guided) | training_free_methods()
+    recipe, known = Shapes(), network_methods(_cloud_guided)
+    own = {"rtb": recommended(recipe.training, recipe.form.build()), "rtb_copy": known["rtb"]}
+    return known | own | training_free_methods()
 
 
 def build_shape_target(name: str) -> Target:
@@ -60,10 +63,10 @@ def build_shape_target(name: str) -> Target:
 
 def shape_setting(run: Run) -> Setting:
     """What the table gives a method."""
-    recipe = Shapes()
-    plan = replace(recipe.training, network_calls=run.calls, seed=run.seed)
+    pool = Replaying(pool_capacity=512, pool_fresh=0, pool_effective=0.01)
+    plan = fine_tuning(pool, warm_start=0.8, network_calls=run.calls, seed=run.seed)
     target = build_shape_target(run.target)
-    return Setting(target, recipe.form.build(), plan, run.calls, run.samples)
+    return Setting(target, FullCopy(), plan, run.calls, run.samples)
 
 
 @cache

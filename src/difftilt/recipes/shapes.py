@@ -17,7 +17,7 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.features import diversity, frechet_distance
 from difftilt.loading import load
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
-from difftilt.recipes.fine_tuning import fine_tuning
+from difftilt.recipes.fine_tuning import guided_fine_tuning
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.rejection import halved, prior_log_z, rejected
 from difftilt.tasks.shapes.distances import (
@@ -33,15 +33,11 @@ from difftilt.tasks.shapes.judges import (
     shape_prior_folder,
 )
 from difftilt.tasks.shapes.targets import shape_target
-from difftilt.training.plan import Replaying, Training
+from difftilt.training.plan import Training
 
 COMPARED: dict[str, int] = {"chamfer": 64, "emd": 24}
 FEWEST = 8
-
-
-def _training() -> Training:
-    pool = Replaying(pool_capacity=512, pool_fresh=0, pool_effective=0.01)
-    return fine_tuning(pool, steps=120, warm_start=0.8)
+UPDATES = 100
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,8 @@ class Shapes(Recipe):
     beta: float = 1.0
     samples: int = 128
     certificate_paths: int = 256
-    form: FormChoice = field(default_factory=lambda: FormChoice("full_copy"))
-    training: Training = field(default_factory=_training)
+    form: FormChoice = field(default_factory=lambda: FormChoice("full_copy", guided=True))
+    training: Training = field(default_factory=lambda: guided_fine_tuning(UPDATES))
 
     def job(self) -> Job:
         reward = shape_target(self.target).reward()
