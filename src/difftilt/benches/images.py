@@ -42,7 +42,7 @@ of it: share of wanted garments by the held-out classifier; their div.: diversit
 a share of the truth's;
 log Z err: importance estimate minus rejection estimate, nats; ESS: share of the draws;
 net calls: of the training alone; s: seconds of training and drawing; peak MB: how far the process
-grew."""
+grew meanwhile."""
 
 
 @dataclass(frozen=True)

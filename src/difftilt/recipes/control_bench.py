@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.control import EVALUATION_SEED, seeded
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
+from difftilt.recipes.cost import Cost
 from difftilt.tasks.control.acting import acting
 from difftilt.tasks.control.data import load_data
 from difftilt.tasks.control.evaluation import Policy, evaluate
@@ -70,7 +70,7 @@ class ControlBench:
         return self.cells().rows()
 
     def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
-        """A row made in a process of its own, which is what its peak memory is measured of.
+        """A row made in a process of its own, so that none inherits another's memory.
 
         The first one of a data set and seed also fits prior and critic, which the others find in
         the cache.
@@ -86,15 +86,13 @@ def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[
     setting = build_setting(load_data(data), seeded(bench.parts, seed), tell)
     plan = control_plan(bench.updates, seed)
     chosen = control_methods()[method]
-    before, start, ess = _peak(), time.perf_counter(), None
-    if isinstance(chosen, TrainedMethod):
-        chain = chosen.chain(setting, plan)
-        policy: Policy = acting(chain, setting.policy.decode)
-        seconds, peak = time.perf_counter() - start, _peak() - before
-        ess = mean_ess(setting, chain)
-    else:
-        policy = chosen.make(setting, plan)
-        seconds, peak = time.perf_counter() - start, _peak() - before
+    chain = None
+    with Cost() as cost:
+        if isinstance(chosen, TrainedMethod):
+            chain = chosen.chain(setting, plan)
+            policy: Policy = acting(chain, setting.policy.decode)
+        else:
+            policy = chosen.make(setting, plan)
     played = evaluate(setting.data.environment, policy, bench.episodes, EVALUATION_SEED + seed)
     states = setting.held_out_states(1)
     return {
@@ -104,11 +102,11 @@ def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[
         "score": _score(played),
         "return": played.mean,
         "return_error": played.standard_error,
-        "ess": ess,
+        "ess": None if chain is None else mean_ess(setting, chain),
         "beta": setting.target.beta,
-        "seconds": seconds,
+        "seconds": cost.seconds,
         "action_ms": 1e3 * seconds_per_call(policy, states),
-        "peak_mb": peak,
+        "peak_mb": cost.peak_mb,
     }
 
 
@@ -143,8 +141,3 @@ def _score(played: Any) -> float | None:
         return played.score
     except InputError:
         return None
-
-
-def _peak() -> float:
-    """Largest resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -5,7 +5,6 @@ exact, slow, and the same for every method and seed. A table gives every method 
 network calls and puts its samples beside the truth's.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
 from difftilt.errors import InputError
 from difftilt.posteriors import Posterior, Target
 from difftilt.recipes.cells import Cell, Cells, cells_of
+from difftilt.recipes.cost import Cost
 from difftilt.recipes.makers import Maker, Setting
 from difftilt.sampling import Samples
 
@@ -98,12 +98,12 @@ Figures = Callable[[Samples, Truth], Row]
 
 def measured_row(run: Run, make: Maker, setting: Setting, truth: Truth, figures: Figures) -> Row:
     """Make one sampler of one target and measure it."""
-    target, before, start = setting.target, _peak(), time.perf_counter()
-    sampler = make(setting)
-    trained, spent = time.perf_counter() - start, target.prior.chain.calls.total
-    made = Posterior(target, sampler) if isinstance(sampler, Chain) else sampler
-    drawn = made.draw(run.samples, run.seed + 1)
-    seconds, peak = time.perf_counter() - start, _peak() - before
+    target = setting.target
+    with Cost() as cost:
+        sampler = make(setting)
+        trained, spent = cost.seconds, target.prior.chain.calls.total
+        made = Posterior(target, sampler) if isinstance(sampler, Chain) else sampler
+        drawn = made.draw(run.samples, run.seed + 1)
     return {
         "problem": run.target,
         "method": run.method,
@@ -112,8 +112,8 @@ def measured_row(run: Run, make: Maker, setting: Setting, truth: Truth, figures:
         **evidence_figures(drawn, truth),
         "network_calls": spent,
         "training_seconds": trained,
-        "seconds": seconds,
-        "peak_mb": peak,
+        "seconds": cost.seconds,
+        "peak_mb": cost.peak_mb,
     }
 
 
@@ -137,13 +137,6 @@ def check_names(chosen: list[str], known: Mapping[str, object], what: str) -> No
     for name in chosen:
         if name not in known:
             raise InputError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
-
-
-def _peak() -> float:
-    """Largest resident memory of this process so far, MB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @dataclass(frozen=True)
