@@ -4,8 +4,6 @@ whose gradient guides, or the strengths of the prior's own guidance."""
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from torch import nn
-
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import InputError
 from difftilt.guidance.base import Guidance
@@ -209,7 +207,8 @@ class LearnedGuidance(Form):
     """The prior moved along a direction of guidance; one learned strength per step.
 
     Arguments:
-        beside: a form whose shifts are added, e.g. ``LoRA(rank=4)``, or None: the strengths alone.
+        beside: a form whose shifts are added, e.g. ``LoRA(rank=4)`` or strengths along another
+            direction, or None: the strengths alone.
         along: a training-free method whose direction to take, e.g. ``DPS()`` where the reward has a
             gradient; None: the prior's own classifier-free guidance.
     """
@@ -228,14 +227,15 @@ class LearnedGuidance(Form):
                 "this direction follows a reward; make the kernel of a target, by "
                 "target.posterior(form)"
             )
-        return self._along(ClassifierFreeDirection(chain), chain)
+        beside = None if self.beside is None else self.beside.kernel(chain)
+        return LearnedGuidanceKernel(ClassifierFreeDirection(chain), chain.steps, beside)
 
     def kernel_for(self, chain: Chain, log_reward: LogReward, beta: float) -> Kernel:
+        beside = None
+        if self.beside is not None:
+            beside = self.beside.kernel_for(chain, log_reward, beta)
         if self.along is None:
-            return self.kernel(chain)
+            return LearnedGuidanceKernel(ClassifierFreeDirection(chain), chain.steps, beside)
         guided = self.along.kernel(chain, log_reward, beta)
-        return self._along(SlopeDirection(guided, chain.steps).to(chain.like), chain)
-
-    def _along(self, direction: nn.Module, chain: Chain) -> Kernel:
-        beside = None if self.beside is None else self.beside.kernel(chain)
+        direction = SlopeDirection(guided, chain.steps).to(chain.like)
         return LearnedGuidanceKernel(direction, chain.steps, beside)

@@ -115,3 +115,20 @@ def test_a_black_box_has_no_slope():
 
 def black_box(x: Tensor) -> Tensor:
     return -torch.from_numpy(x.numpy()).square().sum(1)
+
+
+def test_strengths_along_two_directions_add_up():
+    form = dt.LearnedGuidance(dt.LearnedGuidance(along=dt.LGDMC()), along=dt.DPS())
+    problem = target()
+    kernel = problem.posterior(form).chain.kernel
+    assert isinstance(kernel, LearnedGuidanceKernel)
+    beside = kernel.beside
+    assert isinstance(beside, LearnedGuidanceKernel)
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    prediction = problem.prior.chain.predict(x, 5)
+    assert torch.equal(kernel(x, 5, prediction, None).delta, torch.zeros(8, 2))
+    for strength in (kernel.strength, beside.strength):
+        torch.nn.init.constant_(strength.weight, 0.5)
+    own, other = (k.direction(x, 5, prediction, None) for k in (kernel, beside))
+    moved = kernel(x, 5, prediction, None).delta
+    assert torch.allclose(moved, 0.5 * (own + other)) and float((own - other).norm()) > 1e-3
