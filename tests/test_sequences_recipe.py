@@ -23,6 +23,7 @@ from difftilt.recipes.sequence_parts import (
     learned_law,
     of_sequences,
     pair_accuracy,
+    resampled,
     true_drawings,
 )
 from difftilt.recipes.sequences import Sequences
@@ -33,7 +34,7 @@ from difftilt.tasks.sequences.sets import sequence_set
 from difftilt.tasks.tokens.laws import exact_law
 from difftilt.token_denoisers import TokenDenoiser
 from difftilt.training.loop import train
-from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
+from difftilt.training.plan import RTB, Alarm, BehaviourWeights, Optimisation, Training
 from difftilt.training.steps import training_step
 
 SHORT = 3
@@ -120,6 +121,43 @@ def test_true_drawings_have_the_learned_law(job):
         found = torch.bincount(ids[:, 0], minlength=4) / len(ids)
         error = (expected * (1 - expected) / len(ids)).sqrt()
         assert bool(((found - expected).abs() < 5 * error).all())
+
+
+def test_ends_to_start_from_have_the_learned_law(job):
+    """The share of each first base among rows of each pair, within five standard errors.
+
+    Resampling draws a row of weight W about ``n W`` times: the error is that of the n draws.
+    """
+    chain, n = job.target.prior.chain, 4000
+    ends, asked = resampled(chain, job.target.score, job.contexts, n, 0)
+    assert ends.shape == (4 * n, dna.LENGTH + CONTROLS) and asked.shape == (4 * n, 2, 8)
+    assert torch.equal(ends[:, dna.LENGTH :], asked[:, 0, dna.LENGTH :])
+    law = learned_law(job.target.score, chain, job.contexts)
+    first = law.unflatten(1, (4, -1)).sum(2)
+    for c, expected in enumerate(first):
+        rows = ends[c * n : (c + 1) * n]
+        assert torch.equal(asked[c * n], job.contexts[c])
+        found = torch.bincount(rows[:, 0], minlength=4) / n
+        # Equal rows count once: no more draws than there are different sequences stand behind them.
+        different = len(torch.unique(rows, dim=0))
+        error = (expected * (1 - expected) / different).sqrt()
+        assert bool(((found - expected).abs() < 5 * error).all())
+
+
+def test_ends_are_made_when_a_training_begins():
+    target, made = short_target(), []
+    conditions = every_pair(SHORT)
+
+    def ends():
+        made.append(1)
+        return resampled(target.prior.chain, target.score, conditions, 64, 0)
+
+    sources = Sources(conditions=drawn_pairs(SHORT), ends=ends)
+    assert not made
+    plan = Training(steps=2, batch=8, warm_start=1.0, warm_start_from="data", alarm=Alarm(0.0))
+    state = target.state(target.posterior(FullCopy()), plan, sources)
+    assert made == [1] and state.data is not None and len(state.data) == 4 * 64
+    assert training_step(state).phase == "warm start"
 
 
 def test_the_reward_reads_the_labels_and_the_prior_does_not(recipe, job):

@@ -113,12 +113,15 @@ class Sources:
         data_conditions: (n, ...) the condition of each row of the data, or None.
         conditions: draws conditions ``(count, generator) -> (count, ...)``, or None.
         labels: number of integer conditions 0 ... labels - 1, for a learned log Z of each; else 0.
+        ends: makes the data and their conditions when a training begins, in the place of these two;
+            or None.
     """
 
     data: Tensor | None = None
     conditions: Callable[[int, torch.Generator], Tensor] | None = None
     labels: int = 0
     data_conditions: Tensor | None = None
+    ends: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,9 @@ class Target:
     ) -> TrainingState:
         """The training of a posterior, before its first update."""
         found = Sources() if sources is None else sources
+        data, conditions = found.data, found.data_conditions
+        if found.ends is not None:
+            data, conditions = found.ends()
         return TrainingState(
             posterior.chain,
             self.score,
@@ -223,8 +229,8 @@ class Target:
             plan,
             found.conditions,
             found.labels,
-            found.data,
-            found.data_conditions,
+            data,
+            conditions,
         )
 
     def fit(

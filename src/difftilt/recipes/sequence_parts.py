@@ -21,6 +21,7 @@ from difftilt.diffusions.masked import GENERATED, SUFFIX, MaskedDiffusion, canva
 from difftilt.posteriors import Prior
 from difftilt.rewards import CheckedReward
 from difftilt.sampling import sample
+from difftilt.smc.resampling import systematic
 from difftilt.tasks.exact.controls import PAIRS
 from difftilt.tasks.sequences.counts import counts
 from difftilt.tasks.sequences.molecules import Property, part_reward, property_reward
@@ -152,6 +153,36 @@ def true_drawings(
         log_r = score(x_0, condition.expand(n, -1, -1))
         kept.append(x_0[rejection_indices(log_r.double(), 0.0, generator), :length])
     return Drawings(tuple(kept))
+
+
+def resampled(
+    prior: Chain,
+    score: Callable[[Tensor, Tensor], Tensor],
+    conditions: Int[Tensor, "C 2 L"],
+    n: int,
+    seed: int,
+) -> tuple[Int[Tensor, "n L"], Int[Tensor, "n 2 L"]]:
+    """Prior draws resampled by r for each condition, and the condition of each.
+
+    What a training may start from: a rare pair of labels has as many rows as any other, of fewer
+    different draws. The conditions share the draws, as in ``true_drawings``.
+
+    Arguments:
+        prior: the prior's chain.
+        score: ``β log r`` of ends and conditions.
+        conditions: the canvases.
+        n: prior draws, and rows of each condition.
+        seed: of everything.
+    """
+    x_0 = sample(prior.given(conditions[:1]), n, seed).x_0
+    generator = torch.Generator().manual_seed(seed)
+    ends, asked = [], []
+    for condition in conditions:
+        each = condition.expand(n, -1, -1)
+        drawn = x_0[systematic(score(x_0, each), n, generator)]
+        ends.append(torch.where(each[:, 1] == GENERATED, drawn, each[:, 0]))
+        asked.append(each)
+    return torch.cat(ends), torch.cat(asked)
 
 
 def judged(

@@ -12,6 +12,7 @@ pairs of labels, and a judge that knows both says how often it is right. Three s
 Source of the scheme: Zhao et al. 2024 (CTRL, arXiv 2406.12120), section 5.2.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from difftilt.errors import InputError
-from difftilt.posteriors import Sources
-from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
+from difftilt.posteriors import Sources, Target
+from difftilt.recipes.base import Drawn, Job, Recipe, metric_row, tell
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.sequence_parts import (
     Drawings,
@@ -34,6 +35,7 @@ from difftilt.recipes.sequence_parts import (
     joint_law,
     learned_law,
     pair_accuracy,
+    resampled,
     sequence_prior,
     true_drawings,
 )
@@ -44,21 +46,29 @@ from difftilt.tasks.sequences.sets import SequenceName, SequenceSet, sequence_se
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
 
 TRUTH_DRAWS = 4096
+PRIOR_DRAWS = 4096
 ROWS_SHOWN = 3
 
 
 def _training() -> Training:
-    """As many network calls for every set: many updates of short sequences, few of long ones."""
+    """As many network calls for every set: many updates of short sequences, few of long ones.
+
+    Most of them raise the likelihood of prior draws that were resampled for each pair of labels;
+    balance alone, at these rates, learns little of long sequences (``docs/log.md``).
+    """
     return Training(
         network_calls=500_000,
         batch=64,
         paths_per_condition=16,
-        warm_start=0.3,
+        warm_start=0.6,
+        warm_start_from="data",
         warm_start_subset=6,
         subset=6,
         chunk=1024,
         objective=RTB(residual_clip=6.0),
-        optimisation=Optimisation(3e-3, 6e-3, head_learning_rate=0.03, decay_from=0.3, ema=0.97),
+        optimisation=Optimisation(
+            3e-3, 6e-3, head_learning_rate=0.03, balance_scale=0.2, decay_from=0.3, ema=0.97
+        ),
         behaviour=BehaviourWeights(on_policy=0.7, prior=0.3, pool=0.0),
     )
 
@@ -117,10 +127,16 @@ class Sequences(Recipe):
             target,
             target.posterior(self.form.build()),
             self.training,
-            Sources(conditions=drawn),
+            Sources(conditions=drawn, ends=lambda: self._ends(target, contexts)),
             contexts,
             self._names(),
         )
+
+    def _ends(self, target: Target, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """What the warm start raises the likelihood of."""
+        tell(f"drawing {PRIOR_DRAWS} sequences of the prior")
+        chain, seed = target.prior.chain, self.training.seed + 7
+        return resampled(chain, _score(target), contexts, PRIOR_DRAWS, seed)
 
     def _names(self) -> tuple[str, ...]:
         if not self.has_controls:
@@ -160,12 +176,8 @@ class Sequences(Recipe):
 
     def _truth(self, job: Job, seed: int) -> Drawings:
         assert job.contexts is not None
-        chain, beta = job.target.prior.chain, job.target.beta
-
-        def score(x_0: Tensor, condition: Tensor) -> Tensor:
-            return beta * job.target.score(x_0, condition)
-
-        return true_drawings(chain, score, job.contexts, TRUTH_DRAWS, seed)
+        chain = job.target.prior.chain
+        return true_drawings(chain, _score(job.target), job.contexts, TRUTH_DRAWS, seed)
 
     def _reward_row(self, drawn: Drawn) -> dict[str, Any]:
         named = {"prior": drawn.prior, "posterior": drawn.posterior, "corrected": drawn.corrected}
@@ -243,6 +255,11 @@ class Sequences(Recipe):
                 row = {key: lines[i] if i < len(lines) else "" for key, lines in shown.items()}
                 rows.append({"wanted": name, **row})
         return rows
+
+
+def _score(target: Target) -> Callable[[Tensor, Tensor], Tensor]:
+    """``β log r`` of ends and conditions."""
+    return lambda x_0, condition: target.beta * target.score(x_0, condition)
 
 
 def _said(name: str, y: int) -> str:
