@@ -60,15 +60,13 @@ def _training() -> Training:
         network_calls=500_000,
         batch=64,
         paths_per_condition=16,
-        warm_start=0.6,
+        warm_start=0.9,
         warm_start_from="data",
         warm_start_subset=6,
         subset=6,
         chunk=1024,
         objective=RTB(residual_clip=6.0),
-        optimisation=Optimisation(
-            3e-3, 6e-3, head_learning_rate=0.03, balance_scale=0.2, decay_from=0.3, ema=0.97
-        ),
+        optimisation=Optimisation(3e-3, 6e-3, head_learning_rate=0.03, decay_from=0.3, ema=0.97),
         behaviour=BehaviourWeights(on_policy=0.7, prior=0.3, pool=0.0),
     )
 
