@@ -186,7 +186,8 @@ def test_accuracy_and_distance_of_what_is_known():
 
 
 @pytest.mark.parametrize("data", ["peptides", "selfies"])
-def test_an_update_on_real_sequences(data, unchecked):
+def test_an_update_on_real_sequences(data, unchecked, monkeypatch):
+    monkeypatch.setattr("difftilt.recipes.sequences.PRIOR_DRAWS", 64)
     recipe = Sequences(data=data)
     plan = replace(recipe.training, batch=8, paths_per_condition=4, steps=2, warm_start=0.0)
     job = recipe.job()
