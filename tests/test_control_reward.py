@@ -8,7 +8,7 @@ from difftilt.controls import ControlReward
 from difftilt.errors import InputError
 from difftilt.forms import Perceptron
 from difftilt.kernels import VectorKernel
-from difftilt.models.labels import Labels, label_code
+from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size
 from difftilt.posteriors import Prior
 from difftilt.rewards import CheckedReward
@@ -30,14 +30,14 @@ def second(x: Tensor) -> Tensor:
 
 
 def test_codes_are_one_hot_side_by_side():
-    code = label_code(CONDITION, LABELS, torch.zeros(4, 2))
+    code = Labels(LABELS).code(CONDITION, torch.zeros(4, 2))
     assert code.tolist() == [
         [1, 0, 1, 0, 0],
         [0, 1, 0, 0, 1],
         [0, 1, 1, 0, 0],
         [1, 0, 0, 1, 0],
     ]
-    assert torch.equal(label_code(CONDITION[:, 0], (2,), torch.zeros(4, 2)), code[:, :2])
+    assert torch.equal(Labels((2,)).code(CONDITION[:, 0], torch.zeros(4, 2)), code[:, :2])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_codes_are_one_hot_side_by_side():
 )
 def test_conditions_that_are_no_labels(condition: Tensor | None, message: str):
     with pytest.raises(InputError, match=message):
-        label_code(condition, LABELS, torch.zeros(4, 2))
+        Labels(LABELS).code(condition, torch.zeros(4, 2))
 
 
 @pytest.mark.parametrize("components", [1, 3])

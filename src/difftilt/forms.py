@@ -13,6 +13,7 @@ from difftilt.kernels import DenoiserKernel, VectorKernel
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size
 from difftilt.models.numbers import Numbers
+from difftilt.models.reads import Reads
 from difftilt.order_kernel import ordered
 from difftilt.reward_contract import LogReward
 from difftilt.token_heads import tempered
@@ -116,6 +117,18 @@ class DriftNet(Form):
         return drift_unet(chain, self.shrink)
 
 
+def _reads(
+    labels: tuple[int, ...], numbers: tuple[float, ...], largest_beta: float | None = None
+) -> Reads | None:
+    """What is read of a condition that holds labels, or numbers and maybe β, or nothing."""
+    among = bool(numbers) or largest_beta is not None
+    if labels and among:
+        raise InputError("a condition holds labels or numbers; give labels=... or numbers=...")
+    if labels:
+        return Labels(labels)
+    return Numbers(numbers, largest_beta) if among else None
+
+
 @dataclass(frozen=True)
 class Perceptron(Form):
     """An additive tilt for states of a few dimensions: K Gaussians per step.
@@ -143,19 +156,12 @@ class Perceptron(Form):
     linear: bool = False
 
     def __post_init__(self) -> None:
-        if self.labels and (self.numbers or self.largest_beta is not None):
-            raise InputError(
-                "a condition holds labels or numbers; give Perceptron labels=... or numbers=..."
-            )
+        _ = self.reads  # raises what is wrong with it
 
     @property
-    def reads(self) -> Labels | Numbers | None:
+    def reads(self) -> Reads | None:
         """What it reads of the condition."""
-        if self.labels:
-            return Labels(self.labels)
-        if self.numbers or self.largest_beta is not None:
-            return Numbers(self.numbers, self.largest_beta)
-        return None
+        return _reads(self.labels, self.numbers, self.largest_beta)
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
@@ -178,6 +184,7 @@ class ValueGuided(Form):
     Arguments:
         scale: of the guidance; 1 aims at the posterior.
         largest_beta: one value for every β in (0, largest_beta]; None: for the target's β alone.
+        labels: number of values of each label of the condition, (B, K) integers; empty for none.
         numbers: usual size of each number of the condition, (B, K) floats; empty for none.
         width: a perceptron's hidden width.
         depth: a perceptron's hidden layers.
@@ -186,6 +193,7 @@ class ValueGuided(Form):
 
     scale: float = 1.0
     largest_beta: float | None = None
+    labels: tuple[int, ...] = ()
     numbers: tuple[float, ...] = ()
     width: int = 96
     depth: int = 3
@@ -195,7 +203,7 @@ class ValueGuided(Form):
         """The kernel on a prior's chain, at its starting point."""
         size = Size(self.width, self.depth, self.frequencies)
         _ = chain.gaussian  # raises the sentence about chains of tokens
-        reads = Numbers(self.numbers) if self.numbers else None
+        reads = _reads(self.labels, self.numbers)
         value = value_for(chain, size, self.largest_beta, reads)
         # The target's own β is set by who knows it (``ValueKernel.at``).
         beta = 1.0 if self.largest_beta is None else self.largest_beta

@@ -26,6 +26,7 @@ from difftilt.errors import InputError
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size, StepLinear, StepMLP
 from difftilt.models.numbers import Numbers
+from difftilt.models.reads import Reads
 from difftilt.models.tape import Tape
 from difftilt.models.time import OncePerTime
 from difftilt.transitions import GaussianTilt, MixtureTilt, Tilt, rows_of
@@ -56,7 +57,7 @@ class VectorKernel(Kernel):
         components: int = 1,
         learned_variance: bool = False,
         size: Size = DEFAULT_SIZE,
-        reads: Labels | Numbers | None = None,
+        reads: Reads | None = None,
     ) -> None:
         super().__init__()
         if components < 1:

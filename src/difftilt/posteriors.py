@@ -46,6 +46,7 @@ from difftilt.training.plan import Training, suited
 from difftilt.training.run_folder import RunFolder
 from difftilt.training.state import TrainingState
 from difftilt.value_kernel import ValueKernel
+from difftilt.values import Value
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,15 @@ class Sources:
         data: (n, *event) for the "data" behaviour, or None.
         data_conditions: (n, ...) the condition of each row of the data, or None.
         conditions: draws conditions ``(count, generator) -> (count, ...)``, or None.
-        labels: number of integer conditions 0 ... labels - 1, for a learned log Z of each; else 0.
+        labels: number of values of integer conditions, counted from 0, for a learned log Z or
+            log h; one number, or one for each of several labels; else 0.
         ends: makes the data and their conditions when a training begins, in the place of these two;
             or None.
     """
 
     data: Tensor | None = None
     conditions: Callable[[int, torch.Generator], Tensor] | None = None
-    labels: int = 0
+    labels: int | tuple[int, ...] = 0
     data_conditions: Tensor | None = None
     ends: Callable[[], tuple[Tensor, Tensor]] | None = None
 
@@ -216,6 +218,7 @@ class Target:
         posterior: "Posterior",
         plan: Training,
         sources: "Sources | None" = None,
+        value: Value | None = None,
     ) -> TrainingState:
         """The training of a posterior, before its first update."""
         found = Sources() if sources is None else sources
@@ -231,6 +234,7 @@ class Target:
             found.labels,
             data,
             conditions,
+            value,
         )
 
     def fit(
@@ -241,6 +245,7 @@ class Target:
         initial: bool = False,
         out: str | FilePath | None = None,
         sources: "Sources | None" = None,
+        value: Value | None = None,
         **training: Any,
     ) -> "Posterior":
         """Train a posterior.
@@ -251,6 +256,8 @@ class Target:
             initial: also learn the law of ``x_N``.
             out: a run folder to write; None keeps everything in memory.
             sources: data for bridges and conditions to amortise over.
+            value: a ``log h`` to go on with, e.g. another posterior's ``value``, for objectives
+                that learn one beside the posterior; None for a new one.
             **training: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``; warm start
                 and behaviour are, if not given, what the objective asks for.
 
@@ -268,12 +275,12 @@ class Target:
             training = {**suited(objective), **training, "objective": objective}
         plan = Training(**training)
         posterior = self.posterior(form, initial)
-        state = self.state(posterior, plan, sources)
+        state = self.state(posterior, plan, sources, value)
         run = None if out is None else RunFolder(FilePath(out))
         for _ in train(state, run):
             pass
         state.use_average()
-        return posterior
+        return replace(posterior, value=state.value)
 
 
 @dataclass(frozen=True)
@@ -284,11 +291,15 @@ class Posterior:
         target: what it aims at.
         chain: the tilted chain.
         form: what carries it: a trained form, or a method of guidance.
+        value: the ``log h`` that its training learned, if its objective learns one. It also serves
+            as guidance (``ValueGuidance``), as the twist of particles (``ValueTwisted``), as
+            SVDD's value, and in another training (``fit(value=...)``).
     """
 
     target: Target
     chain: Chain
     form: Form | Guidance = field(default_factory=FullCopy)
+    value: Value | None = None
 
     def given(self, condition: Tensor) -> "Posterior":
         """This posterior with a condition (1, ...) or (n, ...) bound."""

@@ -19,7 +19,7 @@ from difftilt._ops import log_mean_exp
 from difftilt.chains import Chain, Path
 from difftilt.diffusions.masked import completed
 from difftilt.models.mlp import Size, StepMLP
-from difftilt.models.numbers import Numbers
+from difftilt.models.reads import Reads
 
 
 class RunningLogMean(nn.Module):
@@ -142,6 +142,11 @@ class Value(nn.Module, ABC):
         self.largest_beta = largest_beta
         self.anchor = Anchor(largest_beta)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether it reads the condition; if not, it is of no use where conditions differ."""
+        return True
+
     @abstractmethod
     def forward(
         self,
@@ -170,7 +175,7 @@ class VectorValue(Value):
         steps: N.
         size: of the ``StepMLP``.
         largest_beta: train over β in (0, largest_beta], which becomes an input; None: one β.
-        reads: the numbers of the condition, or None: it reads none.
+        reads: the labels or the numbers of the condition, or None: it reads none.
     """
 
     def __init__(
@@ -179,13 +184,17 @@ class VectorValue(Value):
         steps: int,
         size: Size | None = None,
         largest_beta: float | None = None,
-        reads: Numbers | None = None,
+        reads: Reads | None = None,
     ) -> None:
         super().__init__(largest_beta)
         self.reads = reads
         dimension = int(torch.Size(event_shape).numel())
         extra = (0 if largest_beta is None else 1) + (0 if reads is None else reads.count)
         self.network = StepMLP(dimension, 1, steps, Size() if size is None else size, extra=extra)
+
+    @property
+    def conditional(self) -> bool:
+        return self.reads is not None
 
     def forward(
         self,

@@ -7,6 +7,7 @@ import torch
 
 from difftilt.diffusions.orders import Stepwise
 from difftilt.errors import InputError
+from difftilt.models.labels import Labels
 from difftilt.objectives.balance import RTB
 from difftilt.posteriors import Prior
 from difftilt.recipes.tokens import recommended_tokens, tokens_form, tokens_sources
@@ -53,7 +54,7 @@ def test_log_z_of_each_canvas_is_learned(unchecked: None):
 
 def test_one_call_of_the_prior_for_each_different_canvas():
     problem = token_problems()["tokens_table"]()
-    partition = partition_of(problem.chain, 0, conditional=True)
+    partition = partition_of(problem.chain, canvases=True)
     assert isinstance(partition, CanvasPartition)
     before = problem.chain.calls.prior
     rows = problem.conditions[[0, 1, 0, 0, 1]]
@@ -67,8 +68,8 @@ def test_one_call_of_the_prior_for_each_different_canvas():
 
 def test_without_canvases_it_is_one_number_or_one_per_label():
     problem = token_problems()["tokens_table"]()
-    assert type(partition_of(problem.chain, 0, conditional=False)) is LogPartition
-    assert partition_of(problem.chain, 3, conditional=True).value.shape == (3,)
+    assert type(partition_of(problem.chain)) is LogPartition
+    assert partition_of(problem.chain, Labels((3,))).value.shape == (3,)
 
 
 def test_rates_rise_over_the_warm_up():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from difftilt.chains import Chain
 from difftilt.errors import InputError, RewardError, TrainingError
+from difftilt.models.labels import Labels
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
 from difftilt.scoring import backward, log_ratio
@@ -121,7 +122,7 @@ def test_labels_each_reach_their_posterior(log_z):
 
 
 def test_log_partition_picks_its_label():
-    module = LogPartition(3)
+    module = LogPartition(Labels((3,)))
     with torch.no_grad():
         module.value.copy_(torch.tensor([1.0, 2.0, 3.0]))
     assert module(4, torch.tensor([2, 0, 1, 2])).tolist() == [3, 1, 2, 3]

@@ -22,15 +22,18 @@ class LevelConvolutions(nn.Module):
         outputs: numbers in one output.
         numbers: how many numbers in [0, 1] there are beside each image, the noise level first.
         width: channels of the first convolution; later ones have two and four times as many.
+        further: how many further numbers, of any size, there are (a condition's code).
     """
 
     bands: Tensor
 
-    def __init__(self, channels: int, outputs: int, numbers: int = 1, width: int = 16) -> None:
+    def __init__(
+        self, channels: int, outputs: int, numbers: int = 1, width: int = 16, further: int = 0
+    ) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width)
         self.register_buffer("bands", torch.pi * 2.0 ** torch.arange(FREQUENCIES), persistent=False)
-        code = numbers * (1 + 2 * FREQUENCIES)
+        code = numbers * (1 + 2 * FREQUENCIES) + further
         before = (channels, *widths[:-1])
         self.convolutions = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(before, widths, strict=True)
@@ -42,10 +45,14 @@ class LevelConvolutions(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], numbers: Float[Tensor, "B numbers"]
+        self,
+        images: Float[Tensor, "B C H W"],
+        numbers: Float[Tensor, "B numbers"],
+        further: Float[Tensor, "B further"] | None = None,
     ) -> Float[Tensor, "B outputs"]:
         angles = (numbers[:, :, None] * self.bands).flatten(1)
-        code = self.code(torch.cat([numbers, angles.sin(), angles.cos()], 1))
+        read = [numbers, angles.sin(), angles.cos()]
+        code = self.code(torch.cat(read if further is None else [*read, further], 1))
         h = images
         for layer, modulation in zip(self.convolutions, self.modulations, strict=True):
             # No normalisation: it would hide how bright an image is.

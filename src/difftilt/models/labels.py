@@ -1,24 +1,25 @@
 """Integer labels of a condition, as the numbers that a network reads."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.errors import InputError
 
 
-def label_code(
+def checked_labels(
     condition: Tensor | None, sizes: Sequence[int], like: Float[Tensor, "B ..."]
-) -> Float[Tensor, "B code"]:
-    """One-hot codes of K integer labels, side by side: (B, sum of sizes).
+) -> Int[Tensor, "B K"]:
+    """K integer labels of each row.
 
     Arguments:
         condition: (B, K) integers, or (B,) for a single label.
         sizes: number of values of each label, counted from 0.
-        like: gives batch, dtype and device.
+        like: gives batch and device.
 
     Raises:
         InputError: no condition, another shape, no integers, or a label out of range.
@@ -44,8 +45,7 @@ def label_code(
             f"a label is out of range: labels {labels.amin(0).tolist()} to "
             f"{labels.amax(0).tolist()}, sizes {tuple(sizes)}, counted from 0"
         )
-    codes = [torch.nn.functional.one_hot(y, size) for y, size in zip(labels.T, sizes, strict=True)]
-    return torch.cat(codes, 1).to(like.dtype)
+    return labels
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,34 @@ class Labels:
     def code(
         self, condition: Tensor | None, like: Float[Tensor, "B ..."]
     ) -> Float[Tensor, "B code"]:
-        """``label_code`` of a condition.
+        """One-hot codes of the labels, side by side.
 
         Raises:
-            InputError: as ``label_code``.
+            InputError: as ``checked_labels``.
         """
-        return label_code(condition, self.sizes, like)
+        labels = checked_labels(condition, self.sizes, like)
+        codes = [
+            torch.nn.functional.one_hot(label, size)
+            for label, size in zip(labels.T, self.sizes, strict=True)
+        ]
+        return torch.cat(codes, 1).to(like.dtype)
+
+    @property
+    def combinations(self) -> int:
+        """How many different conditions there are."""
+        return math.prod(self.sizes)
+
+    def row(self, condition: Tensor | None, like: Float[Tensor, "B ..."]) -> Int[Tensor, " B"]:
+        """The place of each row's labels among all combinations, the last label moving first.
+
+        Raises:
+            InputError: as ``checked_labels``.
+        """
+        labels = checked_labels(condition, self.sizes, like)
+        place = labels[:, 0]
+        for label, size in zip(labels.T[1:], self.sizes[1:], strict=True):
+            place = place * size + label
+        return place
 
     def weight(self, code: Float[Tensor, "B code"]) -> float:
         """What outputs are multiplied by: 1."""

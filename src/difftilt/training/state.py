@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from difftilt.chains import Chain
 from difftilt.errors import InputError
 from difftilt.models.heads import ZeroLinear
+from difftilt.models.reads import Reads, reads_of
 from difftilt.noise import seeded
 from difftilt.objectives.base import Objective
 from difftilt.objectives.ends import EndObjective
@@ -23,12 +24,16 @@ from difftilt.replay.behaviour import (
     Replay,
 )
 from difftilt.replay.buffer import ReplayBuffer
+from difftilt.token_denoisers import TokenDenoiser
 from difftilt.training.partitions import LogPartition, partition_of
 from difftilt.training.plan import Optimisation, Training
 from difftilt.training.watch import Watch
 from difftilt.value_kernel import ValueKernel
 from difftilt.value_networks import value_for
 from difftilt.values import Value
+
+READ = 4096
+"""Conditions that are drawn to see how large their numbers are."""
 
 
 class MovingAverage:
@@ -122,15 +127,17 @@ class TrainingState:
         beta: the target's β.
         plan: the whole training.
         conditions: draws conditions, ``(count, generator) -> (count, ...)``, or None.
-        labels: number of integer conditions for a learned ``log Z``; 0 otherwise.
+        labels: number of values of each label of integer conditions, for a learned ``log Z`` or
+            ``log h``; 0 otherwise.
         data: data for bridges, or None.
         data_conditions: (n, ...) the condition of each row of the data, or None.
-        value: learned ``log h`` of objectives that need one; default ``value_of``.
+        value: learned ``log h`` of objectives that need one, to go on with; default ``value_of``.
         features: of ends x_0, (B, ...) to (B, d), whose pairwise distance is the logged diversity;
             default the ends themselves.
 
     Raises:
-        InputError: the objective and the posterior do not go together.
+        InputError: the objective and the posterior do not go together, or what is learned of the
+            conditions does not read them.
     """
 
     chain: Chain
@@ -138,7 +145,7 @@ class TrainingState:
     beta: float
     plan: Training
     conditions: Callable[[int, torch.Generator], Tensor] | None = None
-    labels: int = 0
+    labels: int | tuple[int, ...] = 0
     data: Tensor | None = None
     data_conditions: Tensor | None = None
     value: Value | None = None
@@ -149,6 +156,8 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.plan.seed)
+        if self.conditions is None and self.data_conditions is not None:
+            self.conditions = self._conditions_of_data
         self.log_z = self._partition()
         self.parameters = trainable(self.chain)
         self.average = MovingAverage(self.parameters, self.plan.optimisation.ema)
@@ -159,17 +168,26 @@ class TrainingState:
                 f"{type(objective).__name__} sees single steps and does not train the law of x_N; "
                 "use initial=False"
             )
+        if self.value is not None and isinstance(objective, EndObjective) and objective.guides:
+            raise InputError(
+                f"{type(objective).__name__} trains the value that guides the posterior, its "
+                "form's own; leave value=... away, or choose an objective that learns one beside it"
+            )
         if self.value is None:
             with seeded(torch.Generator().manual_seed(self.plan.seed)):
-                self.value = value_of(self.chain, objective)
+                reads = self._reads() if "log_h" in objective.needs else None
+                self.value = value_of(self.chain, objective, reads)
+        if self.conditions is not None and self.value is not None and not self.value.conditional:
+            raise InputError(
+                "paths have conditions, and log h depends on them, but this value reads none; use "
+                "form=ValueGuided(labels=...) or ValueGuided(numbers=...)"
+            )
         self.optimisers = optimisers(self.chain, self.log_z, self.plan.optimisation, self.value)
         self.called = self.chain.calls.total
         replaying = self.plan.replaying
         self.buffer = ReplayBuffer(replaying.capacity, replaying.priority)
         self.behaviours = self._behaviours()
         self.watch = Watch(self.plan.alarm, self.plan.objective.consistent)
-        if self.conditions is None and self.data_conditions is not None:
-            self.conditions = self._conditions_of_data
 
     @property
     def progress(self) -> float:
@@ -222,11 +240,26 @@ class TrainingState:
             self.average.swap()
 
     def _partition(self) -> LogPartition:
-        """The learned log Z; a network of its own only where the objective asks for one."""
-        conditional = self.conditions is not None or self.data_conditions is not None
-        wanted = bool({"log_z", "log_h"} & self.plan.objective.needs)
+        """The learned log Z; it reads conditions only where the objective asks for it."""
+        objective = self.plan.objective
+        wanted = bool({"log_z", "log_h"} & objective.needs)
+        # Objectives of single steps ask for log h alone.
+        if self.conditions is None or not wanted or isinstance(objective, EndObjective):
+            return partition_of(self.chain)
         with seeded(torch.Generator().manual_seed(self.plan.seed)):
-            return partition_of(self.chain, self.labels, conditional and wanted)
+            return partition_of(self.chain, self._reads(), self._canvases)
+
+    @property
+    def _canvases(self) -> bool:
+        """Whether conditions are canvases of a chain of tokens, which states themselves hold."""
+        return isinstance(self.chain.denoiser, TokenDenoiser) and not self.labels
+
+    def _reads(self) -> Reads | None:
+        """How to read conditions like those that will be drawn; None for none, and for canvases."""
+        if self.conditions is None or self._canvases:
+            return None
+        generator = torch.Generator().manual_seed(self.plan.seed)
+        return reads_of(self.conditions(READ, generator), self.labels)
 
     def _conditions_of_data(self, count: int, generator: torch.Generator) -> Tensor:
         assert self.data_conditions is not None
@@ -281,8 +314,13 @@ def _check_states(chain: Chain, objective: Objective) -> None:
         _ = chain.leap
 
 
-def value_of(chain: Chain, objective: Objective) -> Value | None:
+def value_of(chain: Chain, objective: Objective, reads: Reads | None = None) -> Value | None:
     """The value that an objective trains: the one that guides the posterior, or one of its own.
+
+    Arguments:
+        chain: the posterior.
+        objective: what trains it.
+        reads: what a value of its own reads of the conditions.
 
     Raises:
         InputError: the objective trains what guides, and the posterior is guided by no value.
@@ -296,7 +334,7 @@ def value_of(chain: Chain, objective: Objective) -> Value | None:
             f"{type(objective).__name__} trains a value, and the posterior has to be guided by it; "
             "use form=ValueGuided() (or a ValueKernel)"
         )
-    return value_for(chain)
+    return value_for(chain, reads=reads)
 
 
 def trainable(chain: Chain) -> list[nn.Parameter]:
