@@ -107,7 +107,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a training may draw besides paths.
+    """What a training is given besides paths.
 
     Arguments:
         data: (n, *event) for the "data" behaviour, or None.
@@ -117,6 +117,8 @@ class Sources:
             log h; one number, or one for each of several labels; else 0.
         ends: makes the data and their conditions when a training begins, in the place of these two;
             or None.
+        value: a ``log h`` to go on with, e.g. another posterior's ``value``, for objectives that
+            learn one beside the posterior; None for a new one.
     """
 
     data: Tensor | None = None
@@ -124,6 +126,7 @@ class Sources:
     labels: int | tuple[int, ...] = 0
     data_conditions: Tensor | None = None
     ends: Callable[[], tuple[Tensor, Tensor]] | None = None
+    value: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,6 @@ class Target:
         posterior: "Posterior",
         plan: Training,
         sources: "Sources | None" = None,
-        value: Value | None = None,
     ) -> TrainingState:
         """The training of a posterior, before its first update."""
         found = Sources() if sources is None else sources
@@ -234,7 +236,7 @@ class Target:
             found.labels,
             data,
             conditions,
-            value,
+            found.value,
         )
 
     def fit(
@@ -245,7 +247,6 @@ class Target:
         initial: bool = False,
         out: str | FilePath | None = None,
         sources: "Sources | None" = None,
-        value: Value | None = None,
         **training: Any,
     ) -> "Posterior":
         """Train a posterior.
@@ -255,9 +256,7 @@ class Target:
             form: what carries the posterior; see ``posterior``.
             initial: also learn the law of ``x_N``.
             out: a run folder to write; None keeps everything in memory.
-            sources: data for bridges and conditions to amortise over.
-            value: a ``log h`` to go on with, e.g. another posterior's ``value``, for objectives
-                that learn one beside the posterior; None for a new one.
+            sources: data for bridges, conditions to amortise over, a ``log h`` to go on with.
             **training: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``; warm start
                 and behaviour are, if not given, what the objective asks for.
 
@@ -275,7 +274,7 @@ class Target:
             training = {**suited(objective), **training, "objective": objective}
         plan = Training(**training)
         posterior = self.posterior(form, initial)
-        state = self.state(posterior, plan, sources, value)
+        state = self.state(posterior, plan, sources)
         run = None if out is None else RunFolder(FilePath(out))
         for _ in train(state, run):
             pass
@@ -293,7 +292,7 @@ class Posterior:
         form: what carries it: a trained form, or a method of guidance.
         value: the ``log h`` that its training learned, if its objective learns one. It also serves
             as guidance (``ValueGuidance``), as the twist of particles (``ValueTwisted``), as
-            SVDD's value, and in another training (``fit(value=...)``).
+            SVDD's value, and in another training (``Sources(value=...)``).
     """
 
     target: Target

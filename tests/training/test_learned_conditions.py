@@ -1,5 +1,7 @@
 """What is learned of the posterior besides its steps, log Z(c) and log h(x_n, c), reads c."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -127,7 +129,7 @@ def test_a_value_trained_once_serves_every_role():
     ).value
     assert value is not None
     with pytest.raises(InputError, match="its form's own"):
-        target.fit(CEP(), form=ValueGuided(numbers=(1.0,)), value=value)
+        target.fit(CEP(), form=ValueGuided(numbers=(1.0,)), sources=Sources(value=value))
     y = torch.tensor([[1.5]])
     truth = Likelihood((1.5,)).log_z(target.prior.chain)
     prior = Posterior(target, target.prior.chain).given(y).certify(2000)
@@ -141,7 +143,8 @@ def test_a_value_trained_once_serves_every_role():
     assert float(best.x_0.mean()) == pytest.approx(exact, abs=0.15)
     own = {**PLAN, "steps": 40}
     for objective, plan in [(SubTrajectoryBalance(), own), (RGDM("value"), {"steps": 40})]:
-        posterior = target.fit(objective, value=value, **NUMBERS, **plan)
+        sources = replace(NUMBERS["sources"], value=value)
+        posterior = target.fit(objective, form=NUMBERS["form"], sources=sources, **plan)
         assert posterior.value is value
         assert posterior.given(y).certify(1000).ess > prior.ess
 

@@ -171,7 +171,7 @@ class TrainingState:
         if self.value is not None and isinstance(objective, EndObjective) and objective.guides:
             raise InputError(
                 f"{type(objective).__name__} trains the value that guides the posterior, its "
-                "form's own; leave value=... away, or choose an objective that learns one beside it"
+                "form's own; give it none, or choose an objective that learns one beside it"
             )
         if self.value is None:
             with seeded(torch.Generator().manual_seed(self.plan.seed)):
