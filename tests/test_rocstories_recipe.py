@@ -1,29 +1,17 @@
 """The ROCStories recipe through the command line, on tiny models of the published classes."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from difftilt.cli import main
+from commands import told
 from difftilt.diffusions.masked import GENERATED, SUFFIX
 from difftilt.recipes.rocstories import RocStories
 from difftilt.tasks.stories.rocstories import read_stories
 from difftilt.tasks.stories.tiny_models import write_tiny_task
 from difftilt.training.plan import Training
-
-
-def told(*words: object) -> tuple[int, str, str]:
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(word) for word in words])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,17 @@
 """The text-to-image recipe and its table on the shipped prior, at smoke size."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from difftilt.diagnostics.conditional import ConditionalCertificate
+from commands import told
 from difftilt.errors import InputError
-from difftilt.recipes.base import Drawn
 from difftilt.recipes.picture_bench import PictureBench, PictureRun, picture_row, picture_truth
-from difftilt.recipes.picture_methods import picture_methods, picture_plan, picture_setting
+from difftilt.recipes.picture_methods import picture_methods, picture_setting
 from difftilt.recipes.picture_task import Judging, default_prompts, in_turn, picture_task
-from difftilt.recipes.text_to_image import HeldOutPrompts
 from difftilt.sampling import Samples
 from difftilt.tasks.emoji_words import is_held_out, pair_of
 from difftilt.training.steps import training_step
@@ -42,8 +42,10 @@ def test_samples_in_turn_are_told_apart():
     assert found[1].log_r is not None and found[1].log_r.tolist() == [1, 3, 5]
 
 
-@pytest.mark.parametrize("name", ["rtb", "ddpo", "dpok", "align_prop", "negative_aware"])
-def test_an_update_of_each_kind_moves_the_adapters(judging: Judging, name: str, unchecked):
+@pytest.mark.parametrize(
+    "name", ["rtb", "rtb_slope", "ddpo", "dpok", "align_prop", "negative_aware"]
+)
+def test_an_update_of_each_kind_moves_the_posterior(judging: Judging, name: str, unchecked):
     setting = picture_setting(judging.task, calls=120, draws=4, seed=0)
     plan = replace(setting.plan, batch=4, paths_per_condition=2, chunk=16)
     small = replace(plan, replaying=replace(plan.replaying, pool_capacity=8, pool_fresh=0))
@@ -53,25 +55,25 @@ def test_an_update_of_each_kind_moves_the_adapters(judging: Judging, name: str, 
     assert bool(ratios.isfinite().all()) and float(ratios.abs().max()) > 0
 
 
-def test_the_report_has_every_sampler_and_its_pictures(unchecked):
-    recipe = HeldOutPrompts(
-        prompts=PROMPTS, baselines=("ddpo",), steps=STEPS, samples=8, certificate_paths=64
-    )
-    plan = replace(picture_plan(40), batch=4, paths_per_condition=2, warm_start=0.0)
-    recipe = replace(recipe, training=replace(plan, objective=plan.objective))
-    job = recipe.job()
-    prior = replace(job.posterior, chain=job.target.prior.chain)
-    from_prior, from_posterior = job.draw(prior, 24, 1), job.draw(job.posterior, 8, 2)
-    assert job.contexts is not None
-    certificate = job.posterior.certify_each(job.contexts, 64)
-    assert isinstance(certificate, ConditionalCertificate)
-    drawn = Drawn(from_prior, from_posterior, None, certificate)
-    sheet, front = recipe.pictures(job, drawn)
-    assert sheet.content.startswith(b"\x89PNG") and front.content.startswith(b"\x89PNG")
-    table = recipe.evaluation(job, drawn)
-    rows = {row["name"]: row for row in table["rows"]}
-    assert set(rows) >= {"mean log r", "share right", "diversity"}
-    assert 0 <= rows["share right"]["ddpo"] <= 1 and rows["mean log r"]["posterior"] < 0
+def test_a_run_ends_with_a_table_and_pictures_of_each_sampler(tmp_path: Path, unchecked: None):
+    run = tmp_path / "run"
+    size = ["--steps", STEPS, "--samples", 8, "--certificate-paths", 32]
+    plan = ["--training.network-calls", 80, "--training.batch", 4]
+    plan += ["--training.paths-per-condition", 2]
+    chosen = ["--prompts", PROMPTS[0], "--baselines", "rtb_slope"]
+    ended = told("train", "text_to_image", *chosen, *size, *plan, "--out", run)
+    assert ended.code == 0, ended.err
+    assert "training rtb_slope beside it" in ended.err
+    assert "a green rabbit" in ended.out
+    rows = {r["name"]: r for r in json.loads((run / "evaluation.json").read_text())["rows"]}
+    for sampler in ("prior", "posterior", "rtb_slope", "truth"):
+        assert 0 <= rows["share right"][sampler] <= 1
+        assert rows["mean log r"][sampler] < 0
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2 and "reward against" in page.lower()
+    before = (run / "samples" / "posterior.safetensors").read_bytes()
+    assert told("sample", run, "-n", 8, "--seed", 2).code == 0
+    assert (run / "samples" / "drawn.safetensors").read_bytes() == before
 
 
 def test_the_table_has_a_row_for_a_method_and_knows_its_names():

@@ -1,7 +1,5 @@
 """A tiny pipeline on disk, the README's reward file, and a finished run of the two."""
 
-import contextlib
-import io
 import os
 import shutil
 import subprocess
@@ -14,31 +12,12 @@ import pytest
 import torch
 
 import difftilt
-from difftilt.cli import main
+from commands import Ended, told
 from readme import reward_file
 
 SOURCE = Path(difftilt.__file__).parents[1]
 SHORT = ["--training.steps", "8", "--training.batch", "8", "--training.optimisation.learning-rate"]
 SHORT += ["1e-5", "--samples", "8", "--certificate-paths", "32"]
-
-
-class Ended(NamedTuple):
-    """How a command ended: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-def told(*words: object) -> Ended:
-    """Run a command in this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(word) for word in words])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

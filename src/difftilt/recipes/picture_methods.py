@@ -1,7 +1,9 @@
 """The methods of the text-to-image table, on the shipped prior.
 
-Every trained method gets the same low-rank adapters, prompts and number of network calls; methods
-without training spend the calls on particles when they draw. None reads a truth.
+Every trained method gets the same low-rank adapters, prompts and number of network calls, but two
+that learn how far to go along directions that are there, one number per step: the pipeline's own
+guidance (``rtb_guidance``), and beside it the reward's gradient (``rtb_slope``). Methods without
+training spend the calls on particles when they draw. None reads a truth.
 """
 
 from collections.abc import Callable
@@ -9,12 +11,14 @@ from dataclasses import replace
 
 from difftilt.chains import Chain
 from difftilt.forms import LearnedGuidance, LoRA
+from difftilt.guidance.reconstruction import DPS
 from difftilt.objectives.base import Objective
 from difftilt.objectives.negative_aware import NegativeAware
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
 from difftilt.objectives.policy import DDPO, DPOK, FlowGRPO
 from difftilt.recipes.makers import (
     ON_POLICY,
+    STRENGTH_RATE,
     Change,
     Maker,
     Setting,
@@ -30,9 +34,19 @@ FORM = LoRA(rank=16, targets="all")
 RTB_RATE = 1.5e-4
 POLICY_RATE = 3e-4
 DENOISING_RATE = 5e-4
-STRENGTH_RATE = 0.05
+GUIDANCE_AND_SLOPE = LearnedGuidance(LearnedGuidance(), along=DPS())
 NETWORK_CALLS = 30_000
-DEFAULTS = ("rtb", "rtb_guidance", "ddpo", "ddpo_kl", "dpok", "align_prop", "best_of_n", "prior")
+DEFAULTS = (
+    "rtb",
+    "rtb_guidance",
+    "rtb_slope",
+    "ddpo",
+    "ddpo_kl",
+    "dpok",
+    "align_prop",
+    "best_of_n",
+    "prior",
+)
 
 
 def picture_plan(network_calls: int | None = None, seed: int = 0) -> Training:
@@ -113,6 +127,7 @@ def trained_picture_methods() -> dict[str, Callable[[Setting], Chain]]:
     return {
         "rtb": trained(),
         "rtb_guidance": trained(strengths_alone, lambda form: LearnedGuidance()),
+        "rtb_slope": trained(strengths_alone, lambda form: GUIDANCE_AND_SLOPE),
         "reward_weighted": trained(denoising),
         "ddpo": trained(on_policy(DDPO(0.2, updates=2))),
         "ddpo_kl": trained(on_policy(DDPO(0.2, kl=True, updates=2))),

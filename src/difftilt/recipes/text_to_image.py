@@ -36,6 +36,7 @@ from difftilt.training.plan import Training
 
 Baseline = Literal[
     "rtb_guidance",
+    "rtb_slope",
     "ddpo",
     "ddpo_kl",
     "dpok",
@@ -62,7 +63,8 @@ class HeldOutPrompts(Recipe):
     Arguments:
         prompts: each names a colour and a thing; default eight of the pairs that were held out.
         baselines: trained beside it with the same network calls; none makes the run shorter.
-            "rtb_guidance" learns no adapters, but how far to go along the pipeline's guidance.
+            "rtb_guidance" learns no adapters, but how far to go along the pipeline's guidance, and
+            "rtb_slope" also how far along the reward's gradient.
         steps: N of the chain (DDIM at eta = 1).
         guidance_scale: of classifier-free guidance, which is part of the prior; 1 for none.
         beta: β.
@@ -71,7 +73,7 @@ class HeldOutPrompts(Recipe):
     """
 
     prompts: tuple[str, ...] = ()
-    baselines: tuple[Baseline, ...] = ("rtb_guidance", "ddpo", "dpok")
+    baselines: tuple[Baseline, ...] = ("rtb_slope", "ddpo", "dpok")
     steps: int = STEPS
     guidance_scale: float = GUIDANCE
     beta: float = BETA
@@ -112,7 +114,8 @@ class HeldOutPrompts(Recipe):
             f"Prompts, none of which the prior has seen: {', '.join(job.names)}.",
             f"The truth is {count} other pictures of the prior, accepted with probability r^β.",
             "Baselines have the posterior's adapters and its budget, nothing else was fitted; but "
-            "rtb_guidance learns, instead of adapters, a strength of guidance for each step.",
+            "rtb_guidance learns, instead of adapters, a strength of guidance for each step, and "
+            "rtb_slope one of the reward's gradient too.",
             f"Certificate on average: {drawn.certificate.verdict}.",
         ]
         return {"title": "Prompts that the prior never saw", "rows": rows, "notes": notes}
