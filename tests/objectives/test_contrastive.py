@@ -54,6 +54,13 @@ def test_self_normalised_labels_are_biased(beta: float, a: float, b: float, coun
     assert abs(problem.optimum(True)) < abs(problem.exact) - 0.02
 
 
+def test_what_is_learned_from_draws_is_the_optimum():
+    """Rare rewards, K = 16: within a twentieth of the truth, and a quarter of it by the paper's."""
+    problem = TwoCells(10.0, 0.05, 0.005, 16)
+    assert problem.learned(False) == pytest.approx(problem.exact, rel=0.05)
+    assert problem.learned(True) == pytest.approx(problem.optimum(True), rel=0.05)
+
+
 @given(seed=st.integers(0, 2**31))
 def test_by_hand_and_by_its_gradient(seed: int):
     """In each set ``d loss / d f_i = softmax_i Σ_j w_j - w_i``."""

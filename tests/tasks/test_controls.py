@@ -12,6 +12,7 @@ from difftilt.forms import Perceptron
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Objective
 from difftilt.objectives.pathwise import AdjointMatching, KLControl
+from difftilt.objectives.policy import DDPO
 from difftilt.posteriors import Target
 from difftilt.recipes.controls import (
     any_pair,
@@ -157,6 +158,7 @@ def test_a_short_training_brings_the_pairs_apart(target: Target):
     [
         (AdjointMatching(), Perceptron(1, learned_variance=False, labels=(2, 2))),
         (RTB(), Perceptron(4, labels=(2, 2))),
+        (DDPO(0.2, kl=True, updates=2), Perceptron(4, labels=(2, 2))),
     ],
 )
 def test_from_labels_to_judgements(objective: Objective, form: Perceptron):

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.benches.base import Kept, Result, filled, seeds_of
-from difftilt.objectives.balance import RTB
-from difftilt.objectives.pathwise import KLControl
 from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.controls import controls_plan, two_controls
+from difftilt.recipes.controls import control_objectives, controls_plan, two_controls
 from difftilt.recipes.exact import Effort, check_name
 from difftilt.recipes.exact_bench import Bench
 from difftilt.recipes.methods import default_methods
@@ -96,14 +94,17 @@ LABEL_COLUMNS = [
     Column("b"),
     Column("contrast", "K"),
     Column("exact", "exact gap", 4),
-    Column("unnormalised", digits=4),
-    Column("self_normalised", "self-normalised", 4),
+    Column("unnormalised", "optimum", 4),
+    Column("learned", "learned", 4),
+    Column("self_normalised", "paper's optimum", 4),
+    Column("learned_self_normalised", "paper's learned", 4),
 ]
 
 
 LABEL_LEGEND = """\
 Two equally likely cells, paid r = e^beta with chance a or b, else 1; the gap of log h between them,
-in nats: exact, and at the optimum of each loss over all sets of K."""
+in nats: exact; with un-normalised labels, and with the paper's, normalised within a set: at the
+optimum of the loss over all sets of K, and as learned from draws of sets."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def controls(options: Annotated[Controls, tyro.conf.arg(name="")]) -> Result:
     Args:
         options: what to run, and where to write.
     """
-    objectives = {"rtb": RTB("batch", 4.0), "kl_control": KLControl()}
+    objectives = control_objectives()
 
     def rows_of(cell: Cell) -> list[dict[str, Any]]:
         plan = controls_plan(objectives[cell["method"]], options.updates, seed=cell["seed"])
@@ -180,23 +181,27 @@ def controls(options: Annotated[Controls, tyro.conf.arg(name="")]) -> Result:
 
 @dataclass(frozen=True)
 class Labels(Kept):
-    """What contrastive energy prediction learns of a gap of log h, by enumeration.
+    """What contrastive energy prediction learns of a gap of log h: by enumeration, and from draws.
 
     Arguments:
         contrast: numbers of samples compared with each other, K.
+        seed: of the draws.
     """
 
     contrast: tuple[int, ...] = (2, 16)
+    seed: int = 0
 
 
 def labels(options: Annotated[Labels, tyro.conf.arg(name="")]) -> Result:
-    """What contrastive energy prediction learns of a gap of log h, by enumeration.
+    """What contrastive energy prediction learns of a gap of log h: by enumeration, and from draws.
 
     Args:
         options: what to run, and where to write.
     """
-    cells = cells_of(contrast=list(options.contrast))
-    rows = options.rows(Cells(cells, {}, lambda cell: label_rows((cell["contrast"],))))
+    cells, seed = cells_of(contrast=list(options.contrast)), options.seed
+    rows = options.rows(
+        Cells(cells, {"seed": seed}, lambda cell: label_rows((cell["contrast"],), seed))
+    )
     return Result(rows, rows, LABEL_COLUMNS, LABEL_LEGEND)
 
 

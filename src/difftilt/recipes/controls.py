@@ -16,8 +16,10 @@ from torch import Tensor
 from difftilt.controls import ControlReward
 from difftilt.diagnostics.distances import mode_total_variation
 from difftilt.forms import Perceptron
+from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Objective
 from difftilt.objectives.pathwise import KLControl, PathwiseObjective
+from difftilt.objectives.policy import DDPO
 from difftilt.posteriors import Posterior, Prior, Sources, Target
 from difftilt.tasks.controls import Fit, calibrated_classifier
 from difftilt.tasks.exact.controls import PAIRS, TwoControls
@@ -26,6 +28,7 @@ from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 LABELS = (2, 2)
 OFFLINE = 100_000
 DRAWS = 20_000
+PPO_PATHS = 32
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,15 @@ def offline_target(
     return Prior(problem.chain, source="a ring of eight").tilt(ControlReward(classifiers))
 
 
+def control_objectives() -> dict[str, Objective]:
+    """The objectives of the controls' table by name; CTRL's are its KL control and PPO."""
+    return {
+        "rtb": RTB("batch", 4.0),
+        "kl_control": KLControl(),
+        "ppo_kl": DDPO(0.2, kl=True, updates=2),
+    }
+
+
 def any_pair(count: int, generator: torch.Generator) -> Tensor:
     """Conditions for training: each label uniform, (count, 2)."""
     return torch.randint(2, (count, 2), generator=generator)
@@ -71,7 +83,7 @@ def controls_plan(
     seconds: float | None = None,
     seed: int = 0,
 ) -> Training:
-    """The training: on-policy for objectives that need it, else with a pooled warm start."""
+    """The training: on own paths for objectives that need it, else with a pooled warm start."""
     objective = KLControl() if objective is None else objective
     plan = Training(
         steps=updates,
@@ -83,7 +95,14 @@ def controls_plan(
     )
     if objective.on_policy:
         own = BehaviourWeights(on_policy=1.0, pool=0.0)
-        plan = replace(plan, warm_start=0.0, behaviour=own, paths_per_condition=1)
+        pathwise = isinstance(objective, PathwiseObjective)
+        plan = replace(
+            plan, warm_start=0.0, behaviour=own, paths_per_condition=1 if pathwise else PPO_PATHS
+        )
+        if not pathwise:
+            # Gradients of a policy are too noisy for Muon's steps of fixed size.
+            adam = replace(plan.optimisation, hidden_learning_rate=0.0)
+            plan = replace(plan, optimisation=adam)
     else:
         plan = replace(plan, warm_start_subset=8)
     return replace(plan, objective=objective)
