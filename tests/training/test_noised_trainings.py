@@ -16,6 +16,7 @@ from difftilt.objectives.forward import AdvantageWeighted
 from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.posteriors import Prior
 from difftilt.rollouts import rollout
+from difftilt.sampling import sample
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training, suited
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
@@ -195,3 +196,22 @@ def test_a_value_inside_the_kernel_is_optimised_once():
     seen = [id(p) for o in state.optimisers for g in o.param_groups for p in g["params"]]
     assert len(seen) == len(set(seen))
     assert len(state.optimisers) == 2
+
+
+def test_given_data_are_weighted_by_their_reward():
+    """RAML: ends that were drawn before, likelier the better they are, become the posterior's."""
+    chain = linear(12)
+    ends = sample(chain.prior, 20_000, seed=3).x_0
+    objective = RewardWeighted(states="forward")
+    given = BehaviourWeights(on_policy=0, pool=0, data=1.0)
+    plan = plan_of(objective, steps=150, batch=512, behaviour=given, learning_rate=4e-2, ema=0.98)
+    state = toy_state(plan, chain, LIKELIHOOD, data=ends)
+    for _ in range(150):
+        training_step(state)
+    state.use_average()
+    found = sample(chain, 20_000, seed=4).x_0
+    mean, variance = LIKELIHOOD.posterior(chain.prior)
+    before = abs(float(ends.mean()) - mean)
+    assert before > 0.3
+    assert abs(float(found.mean()) - mean) < 0.1 * before
+    assert float(found.var()) == pytest.approx(variance, rel=0.15)

@@ -32,6 +32,7 @@ class FormChoice:
         frequencies: Fourier features of a perceptron.
         linear: a perceptron's linear map of each step beside it.
         shrink: a drift net has the prior's channels divided by this.
+        largest_beta: of a value that guides: it learns every β in (0, largest_beta]; None: one.
         guided: also move along the reward's gradient at clean predictions (DPS), by one learned
             strength per step; for rewards that have a gradient. It cannot be exported.
     """
@@ -46,6 +47,7 @@ class FormChoice:
     frequencies: int = 8
     linear: bool = False
     shrink: int = 2
+    largest_beta: float | None = None
     guided: bool = False
 
     def build(self) -> Form | None:
@@ -70,5 +72,7 @@ class FormChoice:
                 linear=self.linear,
             )
         if self.kind == "value_guided":
-            return ValueGuided(width=self.width, frequencies=self.frequencies)
+            return ValueGuided(
+                largest_beta=self.largest_beta, width=self.width, frequencies=self.frequencies
+            )
         return None
