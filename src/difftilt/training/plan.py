@@ -101,9 +101,10 @@ class Alarm:
     Arguments:
         share: the alarm goes off where the effective sample size or the diversity of own paths has
             fallen below this share of its value at the start while log r rose; 0 for no alarm.
-        window: last updates that are averaged.
-        start: first updates that they are compared with; few, since a sampler that climbs the
-            reward may collapse within a window.
+        window: last updates that are averaged; with conditions, more where they have fewer than 32
+            own paths together.
+        start: first updates that they are compared with, counted in the same way; few, since a
+            sampler that climbs the reward may collapse within a window.
         stop: also end the training there.
 
     Raises:
