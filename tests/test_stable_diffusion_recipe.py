@@ -1,6 +1,7 @@
 """The paper's text-to-image recipe at smoke size, on a tiny Stable Diffusion saved to disk."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 import tiny_pipelines
 from difftilt.adapters.image_rewards import JpegSize
+from difftilt.cli import main
 from difftilt.errors import InputError
 from difftilt.objectives.balance import RTB
 from difftilt.recipes import run as runs
@@ -16,6 +18,7 @@ from difftilt.recipes.base import from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.recipes.stable_diffusion import StableDiffusion, paper_training
 from difftilt.report.page import write_report
+from difftilt.training.steps import training_step
 
 PROMPTS = ("a green rabbit", "a red car")
 
@@ -95,6 +98,28 @@ def test_a_run_from_prompts_to_report(folder, tmp_path):
     # The run comes back with the trained adapters.
     again, job = runs.load_run(tmp_path / "run")
     assert again == recipe
+    moved = [p for n, p in job.posterior.chain.kernel.named_parameters() if "lora_B" in n]
+    assert moved and all(bool((p != 0).any()) for p in moved)
+
+
+PATHWISE = ("AlignProp", "DRaFT", "AdjointMatching")
+REDNESS = "def log_r(images, prompts):\n    return 9 * (images[:, 0] - images[:, 2]).mean((1, 2))\n"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["DDPO", "DPOK", "FlowGRPO", *PATHWISE, "NegativeAware"])
+def test_every_baseline_is_a_word_of_the_command_line(folder, name, tmp_path, capsys):
+    (tmp_path / "red.py").write_text(REDNESS)
+    words = ["--objective", name, "--prior", folder, "--steps", 10, "--training.chunk", 120]
+    words += ["--prompt", *PROMPTS, "--reward", f"{tmp_path / 'red.py'}:log_r", "--dry-run"]
+    main(["train", "sd", *map(str, words)])
+    recipe = from_config(StableDiffusion, json.loads(capsys.readouterr().out)["config"])
+    subset = None if name in PATHWISE else 8
+    assert recipe.training.batch == 12 and recipe.training.subset == subset
+    job = recipe.job()
+    state = job.target.state(job.posterior, job.training, job.sources)
+    rows = [training_step(state) for _ in range(2)]
+    assert all(math.isfinite(row.loss) and 0 < row.gradient_norm < math.inf for row in rows)
     moved = [p for n, p in job.posterior.chain.kernel.named_parameters() if "lora_B" in n]
     assert moved and all(bool((p != 0).any()) for p in moved)
 

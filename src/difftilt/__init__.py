@@ -120,6 +120,7 @@ if _typing.TYPE_CHECKING:
     from difftilt.text_priors import TextPrior, text_prior
     from difftilt.text_to_image import (
         TextToImage,
+        TextToImagePopulation,
         TextToImagePosterior,
         TextToImagePrior,
     )
@@ -233,6 +234,7 @@ __all__ = [
     "TextPrior",
     "TextReward",
     "TextToImage",
+    "TextToImagePopulation",
     "TextToImagePosterior",
     "TextToImagePrior",
     "TokenDenoiser",
@@ -446,6 +448,7 @@ _HOMES = {
     ),
     "difftilt.text_to_image": (
         "TextToImage",
+        "TextToImagePopulation",
         "TextToImagePosterior",
         "TextToImagePrior",
     ),

@@ -6,6 +6,7 @@
     pictures = posterior.sample(4)                       # (prompts, 4, 3, height, width) in [0, 1]
     print(posterior.certify_each(256))
     posterior.export("lora")                             # load_lora_weights of plain diffusers
+    pictures = task.population(BestOfN(8)).sample(4)     # no training
 
 The prior p(x | c) is the guided sampler of the pipeline (``adapters.text_to_image``), the posterior
 ``p(x | c) r(x, c)^β / Z(c)`` one sampler for all prompts. A reward is a function of pictures
@@ -28,9 +29,11 @@ from difftilt.adapters.text_to_image import TextToImageModel
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.forms import Form, LoRA
 from difftilt.objectives.base import Objective
+from difftilt.populations import PopulationSampler
 from difftilt.posteriors import Posterior, Prior, Sources, Target
 from difftilt.reward_contract import CheckedReward, reward_bound
 from difftilt.sampling import Correction, Samples, corrected_sample, weighted_sample
+from difftilt.smc.population import Population
 
 Pictures = Float[Tensor, "P n 3 height width"]
 
@@ -182,6 +185,30 @@ class TextToImage:
         """The prior, with the verbs of a posterior: samples, weights, certificates."""
         return TextToImagePosterior(self, Posterior(self.target, self.target.prior.chain))
 
+    def population(
+        self, method: Population, posterior: "TextToImagePosterior | None" = None
+    ) -> "TextToImagePopulation":
+        """A sampler by systems of particles, with no training.
+
+        Arguments:
+            method: e.g. ``BestOfN(8)`` or ``FKSteering(8)``.
+            posterior: what moves the particles; default the prior.
+        """
+        chain = None if posterior is None else posterior.posterior.chain
+        return TextToImagePopulation(self, self.target.population(method, chain))
+
+    def named(self, prompts: Sequence[str] | None) -> Sequence[str]:
+        """The prompts, or the task's own."""
+        return self.prompts if prompts is None else prompts
+
+    def rows(self, prompts: Sequence[str] | None) -> Int[Tensor, " P"]:
+        """The chain's condition of each prompt; default the task's own."""
+        return self.prior.rows(self.named(prompts))
+
+    def stacked(self, drawn: Sequence[Samples]) -> Pictures:
+        """The pictures of each prompt's samples."""
+        return torch.stack([self.target.prior.decoded(samples.x_0) for samples in drawn])
+
 
 @dataclass(frozen=True)
 class TextToImagePosterior:
@@ -212,8 +239,7 @@ class TextToImagePosterior:
             correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.corrected_sample``).
             effort: proposals, steps or particles per corrected picture.
         """
-        drawn = self.draw(n, prompts, seed, correct, effort)
-        return torch.stack([self.task.target.prior.decoded(samples.x_0) for samples in drawn])
+        return self.task.stacked(self.draw(n, prompts, seed, correct, effort))
 
     def draw(
         self,
@@ -225,7 +251,7 @@ class TextToImagePosterior:
     ) -> list[Samples]:
         """Like ``sample``, undecoded, each prompt's with log r and (uncorrected) log-weights."""
         tilted, drawn = self.task.target.tilted, []
-        for row in self._rows(prompts):
+        for row in self.task.rows(prompts):
             chain = self.posterior.chain.given(row[None])
             if correct is None:
                 drawn.append(weighted_sample(chain, tilted, n, seed))
@@ -243,8 +269,8 @@ class TextToImagePosterior:
             prompts: default the task's.
             **options: of ``sampling.certify``.
         """
-        certificate = self.posterior.certify_each(self._rows(prompts), n, **options)
-        return replace(certificate, names=tuple(self._prompts(prompts)))
+        certificate = self.posterior.certify_each(self.task.rows(prompts), n, **options)
+        return replace(certificate, names=tuple(self.task.named(prompts)))
 
     def export(self, folder: str | FilePath) -> FilePath:
         """Write LoRA weights that ``load_lora_weights`` of plain diffusers takes, or a pipeline.
@@ -257,8 +283,52 @@ class TextToImagePosterior:
         """
         return self.posterior.export(folder)
 
-    def _prompts(self, prompts: Sequence[str] | None) -> Sequence[str]:
-        return self.task.prompts if prompts is None else prompts
 
-    def _rows(self, prompts: Sequence[str] | None) -> Int[Tensor, " P"]:
-        return self.task.prior.rows(self._prompts(prompts))
+@dataclass(frozen=True)
+class TextToImagePopulation:
+    """Systems of particles, each of which gives one picture. Made by ``TextToImage.population``.
+
+    Arguments:
+        task: prompts, prior and reward.
+        sampler: of latents.
+    """
+
+    task: TextToImage
+    sampler: PopulationSampler
+
+    def sample(self, n: int = 1, prompts: Sequence[str] | None = None, seed: int = 0) -> Pictures:
+        """``n`` pictures of each prompt.
+
+        Arguments:
+            n: pictures, and so systems, per prompt.
+            prompts: any; default the task's.
+            seed: of the draw; picture i of a prompt does not depend on n or the other prompts.
+
+        Raises:
+            InputError: n < 1, or every particle of every system of a prompt has zero reward.
+        """
+        return self.task.stacked(self.draw(n, prompts, seed))
+
+    def draw(
+        self, n: int = 1, prompts: Sequence[str] | None = None, seed: int = 0
+    ) -> list[Samples]:
+        """Like ``sample``, undecoded, each prompt's with log r and the system's ``log Ẑ``."""
+        rows = self.task.rows(prompts)
+        return [self.sampler.given(row[None]).draw(n, seed) for row in rows]
+
+    def certify_each(
+        self, n: int = 64, prompts: Sequence[str] | None = None, **options: Any
+    ) -> ConditionalCertificate:
+        """The certificate of each prompt, and what holds on average; its "paths" are systems.
+
+        Arguments:
+            n: systems per prompt.
+            prompts: default the task's.
+            **options: of ``PopulationSampler.certify``.
+
+        Raises:
+            InputError: the method has no unbiased Ẑ, as best-of-n has none.
+        """
+        rows, names = self.task.rows(prompts), tuple(self.task.named(prompts))
+        each = [self.sampler.given(row[None]).certify(n, **options) for row in rows]
+        return ConditionalCertificate(names, tuple(each))

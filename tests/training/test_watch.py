@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from difftilt.training.plan import Alarm, Training, suited
 from difftilt.training.run_folder import RunFolder
 from difftilt.training.state import TrainingState
 from difftilt.training.watch import RewardHacking
-from toys import quick_plan, toy_state
+from toys import Likelihood, linear_posterior, quick_plan, toy_state
 
 
 def plan_of(objective: Objective, seed: int = 0, steps: int = 150, **alarm) -> Training:
@@ -72,6 +72,33 @@ def test_it_can_end_the_training_and_is_told_in_the_folder(problem, tmp_path: Pa
     assert "Alarm: reward hacking by update" in page and "Diversity" in page
 
 
+def conditional(objective: Objective, seed: int, batch: int, steps: int) -> TrainingState:
+    """Four likelihoods, one for each condition; two paths of each that is drawn."""
+    torch.manual_seed(seed)
+    fields: dict = {"batch": batch, "paths_per_condition": 2, "steps": steps, "seed": seed}
+    plan = quick_plan(objective=objective, learning_rate=0.03, **fields)
+    return toy_state(
+        plan,
+        replace(linear_posterior(2, 4, labels=4), initial=None),
+        Likelihood(y=(-0.7, 0.1, 0.9, 1.7), sigma=1.2),
+        conditions=lambda count, generator: torch.randint(4, (count,), generator=generator),
+        labels=4,
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("batch", [2, 8])
+def test_two_paths_of_a_condition_are_enough_for_it(seed: int, batch: int):
+    """Two weights are even to a half at least, so that those of many updates are looked at."""
+    with pytest.warns(RewardHacking, match="reward hacking by update"):
+        rows = list(train(conditional(DDPO(), seed, batch, steps=200)))
+    assert min(row.ess for row in rows) >= 1 / batch
+    quiet = conditional(RTB(log_z="learned"), seed, batch, steps=200)
+    assert all(row.alarm is None for row in train(quiet))
+    assert sum(w.paths for row in quiet.watch.last for w in row.weights) >= 32
+
+
 def toy(share: float) -> TrainingState:
     return toy_state(quick_plan(steps=12, alarm=Alarm(share=share, window=3, start=3)))
 
@@ -92,6 +119,12 @@ def test_what_it_saw_comes_back_from_json():
     again = toy(0.25)
     again.watch.load(json.loads(json.dumps(state.watch.to_json())))
     assert again.watch == state.watch and len(again.watch.first) == 3
+    pooled = conditional(DDPO(), 0, batch=8, steps=20)
+    for _ in train(pooled):
+        pass
+    again = conditional(DDPO(), 0, batch=8, steps=20)
+    again.watch.load(json.loads(json.dumps(pooled.watch.to_json())))
+    assert again.watch == pooled.watch and again.watch.first[0].weights
 
 
 @pytest.mark.parametrize("wrong", [{"share": 1.0}, {"share": -0.1}, {"window": 1}, {"start": 1}])

@@ -26,16 +26,10 @@ def pathwise_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:
     """Draw paths, and accumulate one gradient.
 
     Raises:
-        InputError: the reward has no gradient, the kernel is a mixture, or the plan asks for a
-            random subset of the steps.
+        InputError: the reward has no gradient, or the kernel is a mixture.
     """
     objective, plan = state.plan.objective, state.plan
     assert isinstance(objective, PathwiseObjective)
-    if plan.subset is not None:
-        raise InputError(
-            f"subset={plan.subset} is for objectives of log-ratios: an adjoint needs every step "
-            "below it; use KLControl(truncation='random') for a cheaper unbiased gradient"
-        )
     found = situation(state, beta, plan.batch, ratio=True)
     path = rollout(found.chain, plan.batch, found.noise)
     log_r, slope = reward_gradient(state.log_reward, path)

@@ -101,9 +101,10 @@ class Alarm:
     Arguments:
         share: the alarm goes off where the effective sample size or the diversity of own paths has
             fallen below this share of its value at the start while log r rose; 0 for no alarm.
-        window: last updates that are averaged.
-        start: first updates that they are compared with; few, since a sampler that climbs the
-            reward may collapse within a window.
+        window: last updates that are averaged; with conditions, more where they have fewer than 32
+            own paths together.
+        start: first updates that they are compared with, counted in the same way; few, since a
+            sampler that climbs the reward may collapse within a window.
         stop: also end the training there.
 
     Raises:
@@ -199,6 +200,13 @@ class Training:
                 f"{type(self.objective).__name__} is an on-policy objective: it needs "
                 "warm_start=0 and behaviour=BehaviourWeights(on_policy=1, pool=0)"
             )
+        if self.subset is not None and self.objective.door == "pathwise":
+            raise InputError(
+                f"{type(self.objective).__name__} needs every step of its paths, got "
+                f"subset={self.subset}, which is for objectives of log-ratios; set subset=None "
+                "(--training.subset None), or use KLControl(truncation='random') for a cheaper "
+                "unbiased gradient"
+            )
         self._check_sources()
 
     def _check_sources(self) -> None:
@@ -220,7 +228,8 @@ class Training:
 def suited(objective: Objective) -> dict[str, Any]:
     """The fields of ``Training`` that an objective asks for where its user says nothing."""
     if objective.on_policy:
-        return {"warm_start": 0.0, "behaviour": BehaviourWeights(on_policy=1, pool=0)}
+        own = {"warm_start": 0.0, "behaviour": BehaviourWeights(on_policy=1, pool=0)}
+        return own | ({"subset": None} if objective.door == "pathwise" else {})
     usual = {name for name, share in vars(BehaviourWeights()).items() if share > 0}
     found: dict[str, Any] = {} if objective.starts_warm else {"warm_start": 0.0}
     if objective.behaviours is not None and not usual <= objective.behaviours:

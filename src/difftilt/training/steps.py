@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difftilt.diagnostics.collapse import OwnPaths, mean_divergence
+from difftilt.diagnostics.collapse import OwnPaths, Weights, mean_divergence, weights_of
 from difftilt.diagnostics.features import diversity
 from difftilt.errors import TrainingError
 from difftilt.replay.behaviour import Scored
@@ -77,11 +77,22 @@ def training_step(state: TrainingState) -> Metrics:
     _remember(state, outcome.parts, outcome.ratios, beta)
     parts, log_r, ratios = outcome.parts, outcome.log_r, outcome.ratios
     own = slice(0, parts["on_policy"].path.batch) if "on_policy" in parts else slice(0, 0)
-    log_z, ess, mean_log_r = _estimates(beta * log_r[own] - ratios[own], log_r[own])
+    log_w = beta * log_r[own] - ratios[own]
+    log_z, ess, mean_log_r = _estimates(log_w, log_r[own])
     kl, spread = mean_divergence(ratios[own]), _spread(state, parts)
-    alarm = state.watch.seen(OwnPaths(state.step, mean_log_r, ess, spread))
+    weights = _weights(state, parts, log_w, beta)
+    alarm = state.watch.seen(OwnPaths(state.step, mean_log_r, ess, spread, weights))
     loss = float(outcome.losses.mean())
     return Metrics(state.step, phase, loss, log_z, ess, mean_log_r, beta, norm, kl, spread, alarm)
+
+
+def _weights(
+    state: TrainingState, parts: dict[str, Scored], log_w: Tensor, beta: float
+) -> tuple[Weights, ...]:
+    """Weights of own paths by condition; none where they are unknown or of one condition."""
+    if "on_policy" not in parts or bool(log_w.isnan().any()):
+        return ()
+    return weights_of(log_w, parts["on_policy"].path.condition, beta, state.step)
 
 
 def _spread(state: TrainingState, parts: dict[str, Scored]) -> float:
