@@ -177,6 +177,22 @@ def test_a_full_copy_leaves_as_a_whole_pipeline(tmp_path):
     assert torch.equal(task.prior_sampler().sample(1), task.posterior().sample(1))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sd", None),
+        ("sd3", "the last step, a map, is not the prior's"),
+        ("sd3_ode", "the ODE sampler of the shifted velocity, which is another law"),
+    ],
+)
+def test_a_full_copy_says_what_plain_diffusers_draws(tmp_path, name: str, said: str | None):
+    copied = loaded(tiny(name)).draw(PROMPTS, brightness).posterior(dt.FullCopy())
+    readme = (copied.export(tmp_path / name) / "README.md").read_text("utf-8")
+    assert "A whole pipeline for plain diffusers" in readme and "load_lora" not in readme
+    assert said is None or said in readme
+    assert ("Draw the posterior with difftilt" in readme) == (said is not None)
+
+
 def test_what_has_no_place_in_plain_diffusers_is_said(tmp_path):
     task = loaded(tiny("sd")).draw(PROMPTS, brightness)
     with pytest.raises(InputError, match="full copy or LoRA of this pipeline's network"):
@@ -245,6 +261,26 @@ def test_a_missing_part_is_said(name: str, part: str):
 def test_wrong_options_are_said(options: dict, sentence: str):
     with pytest.raises(InputError, match=sentence):
         loaded(tiny("sd"), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("flux", {"negative_prompt": "ugly"}, "they come together, got negative_prompt='ugly' and"),
+        ("flux", {"true_cfg_scale": 2.0}, "they come together, got negative_prompt=None and"),
+        ("sd3", {"true_cfg_scale": 2.0}, "true_cfg_scale=2.0 is an option of Flux; a StableDiff"),
+    ],
+)
+def test_guidance_that_would_be_ignored_is_said(name: str, options: dict, sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        loaded(tiny(name), **options)
+
+
+def test_a_negative_prompt_of_flux_is_in_the_readme(tmp_path):
+    prior = loaded(tiny("flux"), negative_prompt="ugly", true_cfg_scale=2.0)
+    folder = prior.draw(PROMPTS, brightness).posterior(LORA).export(tmp_path / "lora")
+    readme = (folder / "README.md").read_text("utf-8")
+    assert "negative_prompt='ugly', true_cfg_scale=2.0" in readme
 
 
 def test_an_unknown_pipeline_is_said():

@@ -27,6 +27,8 @@ SD_SCHEDULERS = {
     "euler v": (EulerAncestralDiscreteScheduler(prediction_type="v_prediction"), 1.0),
 }
 
+WITHOUT_NOISE = ("dit", "sd3_ode", "flux_ode")
+
 
 def drawn(prior: Any, name: str, prompts: list[str] = PROMPTS) -> Tensor:
     """Latents of one picture per prompt; pictures where the pipeline gives no latents."""
@@ -47,8 +49,8 @@ def test_a_saved_pipeline_draws_our_pictures(pipelines, name: str):
     pipeline = DiffusionPipeline.from_pretrained(pipelines / name)
     pipeline.set_progress_bar_config(disable=True)
     theirs = plain(pipeline, name)
-    # DiT's pipeline steps without asking for noise.
-    settings = {"eta": 0.0} if name == "dit" else SIZES
+    # These pipelines step without asking for noise.
+    settings = ({} if name == "dit" else SIZES) | ({"eta": 0.0} if name in WITHOUT_NOISE else {})
     prior = dt.load(pipelines / name, steps=STEPS, guidance_scale=SCALE, **settings)
     assert_same(drawn(prior, name), theirs)
 
@@ -71,6 +73,24 @@ def test_a_negative_prompt_and_no_guidance(name: str):
     assert_same(drawn(prior, name), theirs)
     bare = dt.load(pipeline, steps=STEPS, guidance_scale=1.0, **SIZES)
     assert_same(drawn(bare, name), plain(pipeline, name, guidance_scale=1.0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_flux_is_guided_away_from_a_negative_prompt(scale: float):
+    pipeline = tiny("flux")
+    told = {"negative_prompt": ["ugly"] * len(PROMPTS), "true_cfg_scale": scale}
+    prior = dt.load(
+        pipeline,
+        steps=STEPS,
+        guidance_scale=SCALE,
+        negative_prompt="ugly",
+        true_cfg_scale=scale,
+        **SIZES,
+    )
+    ours = drawn(prior, "flux")
+    assert_same(ours, plain(pipeline, "flux", **told))
+    bare = plain(pipeline, "flux")
+    assert torch.allclose(ours, bare, rtol=0, atol=2e-4) == (scale == 1)
 
 
 def test_the_pipelines_own_guidance_scale_is_the_default():
