@@ -1,6 +1,7 @@
 """Critics against the closed form of a two-step problem, and β against enumerated divergences."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from difftilt.tasks.control.critics import (
     Critic,
     CriticOptions,
     expectile_loss,
+    fit_advantage,
     fit_in_support,
     fit_iql,
     soft_value,
@@ -51,18 +53,43 @@ def values(critic: Critic, state: Tensor) -> tuple[float, float]:
         return float(critic.v(state)[0]), ends[1] - ends[0]
 
 
+@pytest.mark.parametrize("fit", [fit_iql, fit_advantage])
 @pytest.mark.parametrize("expectile", [0.5, 0.9])
-def test_iql_finds_the_expectiles_of_both_steps(expectile: float):
+def test_both_find_the_expectiles_of_both_steps(expectile: float, fit: Callable[..., Critic]):
     """The τ-expectile of U(-1, 1) is (1 - k)/(1 + k) with k² = (1 - τ)/τ."""
     k = math.sqrt((1 - expectile) / expectile)
     last = (1 - k) / (1 + k)
-    critic = fit_iql(DATA, OPTIONS, expectile)
+    critic = fit(DATA, OPTIONS, expectile)
     second, slope = values(critic, SECOND)
     assert second == pytest.approx(last, abs=0.06)
     assert slope == pytest.approx(1.0, abs=0.06)
     first, slope = values(critic, FIRST)
     assert first == pytest.approx(0.5 * last + DISCOUNT * last, abs=0.08)
     assert slope == pytest.approx(0.5, abs=0.06)
+
+
+def hills() -> OfflineData:
+    """One step: the state pays up to 30, the action up to .2, to the right of 0 upside down."""
+    generator = torch.Generator().manual_seed(6)
+    states, actions = (2 * torch.rand(2, 4000, 1, generator=generator) - 1).unbind()
+    rewards = 30 * torch.sin(4 * states[:, 0]) + 0.2 * actions[:, 0] * torch.sign(states[:, 0])
+    ends = torch.ones(len(states), dtype=torch.bool)
+    return OfflineData("hills", states, actions, rewards, states, ends, ~ends)
+
+
+def test_advantages_apart_tell_actions_where_states_differ_by_far_more():
+    data, errors = hills(), {fit_iql: 0.0, fit_advantage: 0.0}
+    x = torch.cat([torch.linspace(-0.9, -0.2, 8), torch.linspace(0.2, 0.9, 8)])[:, None]
+    for seed in (0, 1):
+        options = replace(OPTIONS, fit=replace(OPTIONS.fit, seed=seed))
+        for fit in errors:
+            critic = fit(data, options, 0.5)
+            with torch.no_grad():
+                low, high = (critic.advantage(x, torch.full_like(x, a)) for a in (-1.0, 1.0))
+            gap = 0.4 * torch.sign(x[:, 0])
+            errors[fit] += float((high - low - gap).square().mean().sqrt()) / 2
+            assert torch.allclose(critic.q(x, x) - critic.v(x), critic.advantage(x, x), atol=1e-4)
+    assert errors[fit_advantage] < 0.7 * errors[fit_iql]
 
 
 @pytest.mark.parametrize("backup", ["softmax", "soft"])
@@ -123,6 +150,7 @@ def test_wrong_numbers_are_named():
     q = torch.randn(3, 8)
     for wrong, words in (
         (lambda: fit_iql(DATA, OPTIONS, 1.0), "expectile=1.0"),
+        (lambda: fit_advantage(DATA, OPTIONS, 0.0), "expectile=0.0"),
         (lambda: fit_in_support(DATA, torch.zeros(3, 4, 1), OPTIONS), "3 sets of support actions"),
         (lambda: fit_in_support(DATA, torch.zeros(4000, 4, 1), OPTIONS, 0.0), "beta=0.0"),
         (lambda: beta_of_divergence(q, 3.0), "nats=3.0"),

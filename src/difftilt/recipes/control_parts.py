@@ -28,6 +28,7 @@ from difftilt.tasks.control.behaviour import fit_behaviour, support_of
 from difftilt.tasks.control.critics import (
     Critic,
     CriticOptions,
+    fit_advantage,
     fit_in_support,
     fit_iql,
 )
@@ -38,6 +39,7 @@ from difftilt.tasks.control.temperature import beta_of_divergence
 
 SOLVER_STEPS = 10
 SPLIT_SEED = 0
+EXPECTILES = {"advantage": fit_advantage, "iql": fit_iql}
 
 
 def _cloning() -> Fit:
@@ -53,9 +55,10 @@ class Parts:
         size: of the policy's network.
         bound: how actions are bounded.
         cloning: fit of the behaviour.
-        critic: "iql", or "in_support" (QGPO's softmax over support actions).
+        critic: "advantage" (of steps without chance), "iql", or "in_support" (QGPO's softmax over
+            support actions).
         critic_options: how it learns.
-        expectile: of IQL.
+        expectile: of V, but in the support.
         backup_beta: β of the in-support backup, per unit of scaled reward.
         nats: mean divergence from the behaviour that β is chosen by.
         beta: β itself, per unit of the critic; None: by ``nats``.
@@ -69,7 +72,7 @@ class Parts:
     size: ResidualSize = field(default_factory=ResidualSize)
     bound: Bound = "clip"
     cloning: Fit = field(default_factory=_cloning)
-    critic: Literal["iql", "in_support"] = "iql"
+    critic: Literal["advantage", "iql", "in_support"] = "advantage"
     critic_options: CriticOptions = field(default_factory=CriticOptions)
     expectile: float = 0.7
     backup_beta: float = 1.0
@@ -177,15 +180,15 @@ def _critic(
 ) -> Critic:
     options = parts.critic_options
     own = {**made_by, "options": asdict(options), "kind": parts.critic}
-    if parts.critic == "iql":
+    if parts.critic in EXPECTILES:
 
-        def iql() -> Critic:
-            say(f"learning the critic (IQL): {options.fit.updates} updates")
-            return fit_iql(data, options, parts.expectile)
+        def of_logged_actions() -> Critic:
+            say(f"learning the critic ({parts.critic}): {options.fit.updates} updates")
+            return EXPECTILES[parts.critic](data, options, parts.expectile)
 
-        return kept_critic({**own, "expectile": parts.expectile}, iql)
+        return kept_critic({**own, "expectile": parts.expectile}, of_logged_actions)
     if parts.critic != "in_support":
-        raise InputError(f"unknown critic {parts.critic!r}; choose iql or in_support")
+        raise InputError(f"unknown critic {parts.critic!r}; choose advantage, iql or in_support")
 
     def in_support() -> Critic:
         say(f"drawing {parts.support} support actions in each of {len(data)} next states")

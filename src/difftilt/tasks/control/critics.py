@@ -7,6 +7,7 @@
 | expectile τ of Q(s, a), a from the data | ``fit_iql`` | the best logged action as τ → 1 |
 | ``Σ_k softmax(β Q)_k Q(s, â_k)`` | ``fit_in_support("softmax")`` | E[Q] of the tilted behaviour |
 | ``1/β log mean_k exp(β Q(s, â_k))`` | ``fit_in_support("soft")`` | that, less its KL / β |
+| expectile τ of ``r + γ V(s')`` | ``fit_advantage`` | the first line's, if s' follows from (s, a) |
 
 with â_1 ... â_K drawn from the behaviour (``DiffusionPolicy.support``). The last one is the exact
 value of control at a price of 1/β per nat away from the behaviour; its advantage ``Q - V`` has
@@ -14,8 +15,14 @@ value of control at a price of 1/β per nat away from the behaviour; its advanta
 
 Two networks are fitted to Q, and the smaller speaks (through slowly moving averages).
 
+What a policy needs is how actions of one state differ, and where a step is a short moment they
+hardly do: Q may differ by a hundred between states and by a tenth of one within. A network of Q
+spends itself on the former. ``fit_advantage`` learns V and, of networks of their own,
+``A(s, a) = r + γ V(s') - V(s)``, which is of one size everywhere.
+
 Source: Kostrikov et al. 2021, IQL (arXiv 2110.06169); Lu et al. 2023, QGPO, eq. 13 (arXiv
-2304.12824).
+2304.12824). Of advantages apart: Baird 1994, advantage updating; of expectiles without Q: Park et
+al. 2023, HIQL, eq. 4 (arXiv 2307.11949).
 """
 
 import copy
@@ -88,18 +95,21 @@ class Critic:
     """Q and V of a data set, in units of its scaled rewards.
 
     Arguments:
-        twins: two networks of Q(s, a).
+        twins: two networks of (s, a), of Q or of Q - V.
         value: V(s).
         reward_scale: that rewards were multiplied by.
+        relative: the twins say Q - V.
     """
 
     twins: nn.ModuleList
     value: nn.Module
     reward_scale: float = 1.0
+    relative: bool = False
 
     def q(self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
         """The smaller of the two values of each action; differentiable in the actions."""
-        return torch.minimum(*(twin(states, actions)[:, 0] for twin in self.twins))
+        said = self._said(states, actions)
+        return said + self.v(states) if self.relative else said
 
     def v(self, states: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
         """The value of each state."""
@@ -109,7 +119,13 @@ class Critic:
         self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"]
     ) -> Float[Tensor, " B"]:
         """``Q - V``: a reward of the same posterior as Q's, of one size in all states."""
-        return self.q(states, actions) - self.v(states)
+        said = self._said(states, actions)
+        return said if self.relative else said - self.v(states)
+
+    def _said(
+        self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B A"]
+    ) -> Float[Tensor, " B"]:
+        return torch.minimum(*(twin(states, actions)[:, 0] for twin in self.twins))
 
     def q_of_support(
         self, states: Float[Tensor, "B O"], actions: Float[Tensor, "B K A"]
@@ -141,10 +157,10 @@ class CriticOptions:
     """
 
     discount: float = 0.99
-    average: float = 0.005
+    average: float = 0.02
     width: int = 256
     scale_rewards: bool = True
-    fit: Fit = field(default_factory=Fit)
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=1e-3, decays=True))
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount < 1 or not 0 < self.average <= 1:
@@ -181,8 +197,7 @@ def fit_iql(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -
         InputError: ``expectile`` out of range.
         TrainingError: the loss is not finite.
     """
-    if not 0 < expectile < 1:
-        raise InputError(f"expectile={expectile} must lie in (0, 1)")
+    _check_expectile(expectile)
     learner = _Learner(data, options)
 
     def loss(rows: Tensor) -> Tensor:
@@ -194,6 +209,38 @@ def fit_iql(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -
         return expectile_loss(gap, expectile) + learner.bellman(rows, following)
 
     return learner.run(loss)
+
+
+def fit_advantage(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -> Critic:
+    """V is an expectile of what follows logged actions, and Q - V is learned by itself.
+
+    For steps that follow from state and action alone, as MuJoCo's do: where chance has a part, V
+    takes luck for merit.
+
+    Arguments:
+        data: logged transitions.
+        options: of the learning.
+        expectile: τ, in (0, 1); 0.5 is the behaviour's own value.
+
+    Raises:
+        InputError: ``expectile`` out of range.
+        TrainingError: the loss is not finite.
+    """
+    _check_expectile(expectile)
+    learner = _Learner(data, options, relative=True)
+
+    def loss(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = learner.wanted(rows, learner.slow.v(data.next_observations[rows]))
+        gap = wanted - learner.quick.v(data.observations[rows])
+        return expectile_loss(gap, expectile) + learner.error(rows, gap.detach())
+
+    return learner.run(loss)
+
+
+def _check_expectile(expectile: float) -> None:
+    if not 0 < expectile < 1:
+        raise InputError(f"expectile={expectile} must lie in (0, 1)")
 
 
 def fit_in_support(
@@ -239,23 +286,36 @@ def fit_in_support(
 class _Learner:
     """The networks of a critic, their slow averages, and one update of them."""
 
-    def __init__(self, data: OfflineData, options: CriticOptions) -> None:
+    def __init__(self, data: OfflineData, options: CriticOptions, relative: bool = False) -> None:
         self.data, self.options = data, options
         scale = reward_scale(data) if options.scale_rewards else 1.0
         width = options.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.fit.seed)
             twins = [standardised(data, data.action_width, width) for _ in range(2)]
-            self.quick = Critic(nn.ModuleList(twins), standardised(data, 0, width), scale)
-        frozen = copy.deepcopy(self.quick.twins).requires_grad_(False)
-        self.slow = Critic(frozen, self.quick.value, scale)
+            value = standardised(data, 0, width)
+        self.quick = Critic(nn.ModuleList(twins), value, scale, relative)
+        slow_twins = copy.deepcopy(self.quick.twins).requires_grad_(False)
+        # Where V is learned from Q, it is Q alone that has to move slowly.
+        slow_value = copy.deepcopy(value).requires_grad_(False) if relative else value
+        self.slow = Critic(slow_twins, slow_value, scale, relative)
+
+    def wanted(
+        self, rows: Int[Tensor, " B"], following: Float[Tensor, " B"]
+    ) -> Float[Tensor, " B"]:
+        """``r + γ (1 - terminated) V(s')`` with given V(s')."""
+        data = self.data
+        goes_on = (~data.terminations[rows]).to(following)
+        rewards = self.quick.reward_scale * data.rewards[rows]
+        return rewards + self.options.discount * goes_on * following
 
     def bellman(self, rows: Int[Tensor, " B"], following: Float[Tensor, " B"]) -> Tensor:
-        """Both networks' squared error against ``r + γ (1 - terminated) V(s')``."""
-        data, scale = self.data, self.quick.reward_scale
-        goes_on = (~data.terminations[rows]).to(following)
-        wanted = scale * data.rewards[rows] + self.options.discount * goes_on * following
-        states, actions = data.observations[rows], data.actions[rows]
+        """Both networks' squared error against ``wanted``."""
+        return self.error(rows, self.wanted(rows, following))
+
+    def error(self, rows: Int[Tensor, " B"], wanted: Float[Tensor, " B"]) -> Tensor:
+        """Both networks' squared error."""
+        states, actions = self.data.observations[rows], self.data.actions[rows]
         found = [twin(states, actions)[:, 0] for twin in self.quick.twins]
         return torch.stack([(q - wanted).square().mean() for q in found]).sum()
 
@@ -264,13 +324,16 @@ class _Learner:
         parameters = list(self.quick.modules().parameters())
         for _ in minimised(loss, parameters, len(self.data.actions), self.options.fit):
             self._follow()
-        self.quick.value.eval().requires_grad_(False)
+        self.slow.value.eval().requires_grad_(False)
         return self.slow
 
     @torch.no_grad()
     def _follow(self) -> None:
-        slow = [p.detach() for p in self.slow.twins.parameters()]
-        quick = [p.detach() for p in self.quick.twins.parameters()]
+        pairs = zip(
+            self.slow.modules().parameters(), self.quick.modules().parameters(), strict=True
+        )
+        moving = [(s.detach(), q.detach()) for s, q in pairs if s is not q]
+        slow, quick = (list(each) for each in zip(*moving, strict=True))
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             slow, quick, self.options.average
         )

@@ -75,6 +75,7 @@ def save_critic(critic: Critic, folder: Path) -> None:
         "actions": twin.in_features - first.in_features,
         "width": first.out_features,
         "reward_scale": critic.reward_scale,
+        "relative": critic.relative,
     }
 
     def write(new: Path) -> None:
@@ -96,7 +97,8 @@ def load_critic(folder: Path) -> Critic:
         observations, actions, width = (note[k] for k in ("observations", "actions", "width"))
         twins = [Standardised(observations, actions, width) for _ in range(2)]
         value = Standardised(observations, 0, width)
-        critic = Critic(nn.ModuleList(twins), value, note["reward_scale"])
+        relative = note.get("relative", False)
+        critic = Critic(nn.ModuleList(twins), value, note["reward_scale"], relative)
         critic.modules().load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:  # json, safetensors and torch have kinds of their own
         raise CheckpointError(
