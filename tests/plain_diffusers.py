@@ -32,7 +32,7 @@ class PackedNoise(GeneratorNoise):
 def noise_of(name: str, seed: int = 5) -> Noise:
     """The noise of a rollout that is to be compared with ``plain_latents``."""
     generator = torch.Generator().manual_seed(seed)
-    return PackedNoise(generator) if name == "flux" else GeneratorNoise(generator)
+    return PackedNoise(generator) if name.startswith("flux") else GeneratorNoise(generator)
 
 
 def plain(pipeline: Any, name: str, seed: int = 5, eta: float = 1.0, **settings: Any) -> Tensor:
@@ -43,12 +43,12 @@ def plain(pipeline: Any, name: str, seed: int = 5, eta: float = 1.0, **settings:
         generator = torch.Generator().manual_seed(seed)
         return pipeline(labels, generator=generator, output_type="pt", **settings).images
     settings = SIZES | {"output_type": "latent"} | settings
-    if name in ("sd3", "flux"):
+    if name.startswith(("sd3", "flux")):
         # Their pipelines leave the steps' noise to the global generator.
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             images = pipeline(PROMPTS, **settings).images
-        is_packed = name == "flux" and settings["output_type"] == "latent"
+        is_packed = name.startswith("flux") and settings["output_type"] == "latent"
         return unpacked(images, 4, 4) if is_packed else images
     if name.startswith("pixart"):
         settings |= {"use_resolution_binning": False, "clean_caption": False}

@@ -203,6 +203,17 @@ def flux() -> FluxPipeline:
     )
 
 
+def as_published(build: Callable[[], Any], **settings: Any) -> Callable[[], Any]:
+    """A pipeline of flow matching with the scheduler of its published weights: an ODE's."""
+
+    def built() -> Any:
+        pipeline = build()
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, **settings)
+        return pipeline
+
+    return built
+
+
 def _pixart(kind: Any) -> Any:
     network = PixArtTransformer2DModel(
         sample_size=SIDE,
@@ -250,7 +261,9 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sd": stable_diffusion,
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
+    "sd3_ode": as_published(stable_diffusion_3),
     "flux": flux,
+    "flux_ode": as_published(flux, use_dynamic_shifting=True),
     "pixart_alpha": pixart_alpha,
     "pixart_sigma": pixart_sigma,
     "dit": dit,

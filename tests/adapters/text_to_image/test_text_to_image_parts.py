@@ -177,6 +177,22 @@ def test_a_full_copy_leaves_as_a_whole_pipeline(tmp_path):
     assert torch.equal(task.prior_sampler().sample(1), task.posterior().sample(1))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sd", None),
+        ("sd3", "the last step, a map, is not the prior's"),
+        ("sd3_ode", "the ODE sampler of the shifted velocity, which is another law"),
+    ],
+)
+def test_a_full_copy_says_what_plain_diffusers_draws(tmp_path, name: str, said: str | None):
+    copied = loaded(tiny(name)).draw(PROMPTS, brightness).posterior(dt.FullCopy())
+    readme = (copied.export(tmp_path / name) / "README.md").read_text("utf-8")
+    assert "A whole pipeline for plain diffusers" in readme and "load_lora" not in readme
+    assert said is None or said in readme
+    assert ("Draw the posterior with difftilt" in readme) == (said is not None)
+
+
 def test_what_has_no_place_in_plain_diffusers_is_said(tmp_path):
     task = loaded(tiny("sd")).draw(PROMPTS, brightness)
     with pytest.raises(InputError, match="full copy or LoRA of this pipeline's network"):

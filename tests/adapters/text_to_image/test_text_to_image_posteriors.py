@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 import difftilt as dt
@@ -17,8 +16,9 @@ from difftilt.rollouts import rollout
 from difftilt.text_to_image import TextToImagePosterior
 from plain_diffusers import PROMPTS, SCALE, SIZES, STEPS, noise_of, plain
 
-FAMILIES = ("sd", "sdxl", "sd3", "flux", "pixart_sigma", "dit")
-ENDS_IN_A_MAP = ("sd3", "flux")  # flow matching: the last level has no noise
+FAMILIES = ("sd", "sdxl", "sd3", "sd3_ode", "flux", "flux_ode", "pixart_sigma", "dit")
+WITH_ADAPTERS = ("sd", "sdxl", "sd3", "sd3_ode", "flux", "flux_ode")
+ENDS_IN_A_MAP = ("sd3", "sd3_ode", "flux", "flux_ode")  # flow matching: the last level has no noise
 ON_POLICY = dt.BehaviourWeights(on_policy=1, pool=0)
 FIVE_UPDATES: dict[str, Any] = {
     "steps": 5,
@@ -98,40 +98,56 @@ def test_it_draws_and_certifies_each_prompt(case: Case):
     assert 0 < certificate.ess <= 1
 
 
-def plain_pipeline(case: Case, source: Path) -> Any:
-    pipeline = DiffusionPipeline.from_pretrained(source)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def from_readme(source: Path, folder: Path, script: Path) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that an exported README makes, and what it tells its call; the lines are run."""
+    code = re.search(r"```python\n(.*)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    assert code is not None
+    lines = code[1].replace("THE PRIOR", str(source)).replace("THIS FOLDER", str(folder))
+    call = r"^pictures = pipeline\(.*?, (num_inference_steps.*)\)\.images$"
+    script.write_text(re.sub(call, r"told = dict(\1)", lines, flags=re.MULTILINE), "utf-8")
+    made = runpy.run_path(str(script))
+    made["pipeline"].set_progress_bar_config(disable=True)
+    return made["pipeline"], made["told"]
 
 
 def test_plain_diffusers_draws_the_same_pictures(case: Case, tmp_path: Path):
     ours, _ = states(case.posterior, case.name)
     ours = ours[-1]
-    if case.name in ("sd", "sdxl", "sd3", "flux"):
-        pipeline = plain_pipeline(case, case.source)
-        pipeline.load_lora_weights(case.folder)
-        callback = _from_readme(case.folder, tmp_path / "shown.py")
-        assert (callback is not None) == (case.name in ENDS_IN_A_MAP)
-        settings = {} if callback is None else {"callback_on_step_end": callback}
-        theirs = plain(pipeline, case.name, **settings)
-    elif case.name == "dit":  # its pipeline steps without noise, so that ours runs it
+    pipeline, told = from_readme(case.source, case.folder, tmp_path / "shown.py")
+    has_callback = "callback_on_step_end" in told
+    assert has_callback == (case.name in ENDS_IN_A_MAP)
+    if case.name == "dit":  # its pipeline steps without noise, so that ours runs it
         again = dt.load(case.folder, steps=STEPS, guidance_scale=SCALE)
         theirs = rollout(again.model.chain.given(again.rows(PROMPTS)), 2, noise_of("dit")).x_0
     else:
-        theirs = plain(plain_pipeline(case, case.folder), case.name)
+        theirs = plain(pipeline, case.name, **told)
+    assert ("another law" in (case.folder / "README.md").read_text("utf-8")) == (case.name == "dit")
     moved = float((ours - prior_states(case.start, case.name)[-1]).abs().max())
     error = float((ours - theirs).abs().max())
     assert error < 2e-4 * max(1.0, float(ours.abs().max())) and error < 0.05 * moved
 
 
-def _from_readme(folder: Path, script: Path) -> Any:
-    """The callback that the README shows, run as a script; None where it shows none."""
+@pytest.mark.parametrize("name", ["sd3_ode", "flux_ode"])
+def test_steps_that_plain_diffusers_lacks_are_said(pipelines: Path, tmp_path: Path, name: str):
+    """At other eta the README draws from the ODE, says so, and hands on to our steps."""
+    torch.manual_seed(3)
+    settings: dict[str, Any] = {"steps": STEPS, "guidance_scale": SCALE, "eta": 0.5}
+    posterior = dt.load(pipelines / name, **settings, **SIZES).draw(PROMPTS, redness).posterior()
+    with torch.no_grad():
+        for parameter in posterior.posterior.chain.kernel.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    folder = posterior.export(tmp_path / "exported")
     readme = (folder / "README.md").read_text("utf-8")
-    found = re.search(r"^def (\w+).*?(?=^\S)", readme, re.MULTILINE | re.DOTALL)
-    if found is None:
-        return None
-    script.write_text(found.group(0), "utf-8")
-    return runpy.run_path(str(script))[found.group(1)]
+    assert "another law than the posterior's: the SDE at eta=0.5" in readme
+    assert "difftilt.load(pipeline, steps=3, eta=0.5, guidance_scale=3.0)" in readme
+    ours, _ = states(posterior, name)
+    pipeline, told = from_readme(pipelines / name, folder, tmp_path / "shown.py")
+    distance = (ours[-1] - plain(pipeline, name, **told)).abs().max()
+    assert float(distance) > 0.05 * float(ours[-1].std())
+    again = dt.load(pipeline, **settings, **SIZES)
+    chain = again.model.chain.given(again.rows(PROMPTS))
+    theirs = rollout(chain, len(PROMPTS), noise_of(name)).states.flip(0)
+    assert torch.allclose(ours[:-1], theirs[:-1], rtol=0, atol=2e-4 * float(ours.abs().max()))
 
 
 def test_the_settings_are_beside_the_weights(case: Case):

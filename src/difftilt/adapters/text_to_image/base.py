@@ -78,6 +78,7 @@ class Family(ABC):
         pipelines: names of the pipelines' classes.
         network_name: the part that denoises.
         needed: the other parts that have to be there.
+        subject: how the pipeline's call is told what to draw, as code.
 
     Raises:
         InputError: a part is missing, or the size does not fit.
@@ -86,6 +87,7 @@ class Family(ABC):
     pipelines: ClassVar[tuple[str, ...]]
     network_name: ClassVar[str] = "transformer"
     needed: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer")
+    subject: ClassVar[str] = '"a prompt"'
 
     def __init__(self, pipeline: Any, options: PictureOptions) -> None:
         self.pipeline = pipeline
@@ -170,6 +172,13 @@ class Family(ABC):
     def grid(self, steps: int) -> dict[str, Any]:
         """What the pipeline hands to ``set_timesteps`` besides ``steps``."""
         return {}
+
+    def asked(self) -> dict[str, Any]:
+        """What the pipeline's own call is told to draw from this prior, besides steps and eta."""
+        height, width = self.size
+        negative = self.options.negative_prompt
+        found = {"guidance_scale": self.asked_scale, "height": height, "width": width}
+        return found if negative is None else {**found, "negative_prompt": negative}
 
     def unsaved(self) -> dict[str, Any]:
         """Settings of the pipeline that diffusers forgets when it saves one."""

@@ -1,14 +1,9 @@
 """A text-to-image posterior as something that plain diffusers loads.
 
 Adapters become ``pytorch_lora_weights.safetensors`` for ``pipeline.load_lora_weights(folder)``
-beside the scheduler that they were trained with and a README of the lines that draw our pictures.
-Where a pipeline's class has no loader of such weights (PixArt, DiT) they are merged into a whole
-pipeline, as which a full copy leaves, too.
-
-With the same scheduler, steps, ``eta``, guidance scale and noise plain diffusers draws our latents
-at every step that has a density. A last step without noise is a map that our posterior shares with
-its prior: there the adapters have to be off (``disable_lora``; the README says how). DDIM with
-``set_alpha_to_one=False`` at ``eta`` > 0, as Stable Diffusion has it, ends in a law.
+beside the scheduler that takes the chain's steps. Where a pipeline's class has no loader of such
+weights (PixArt, DiT) they are merged into a whole pipeline, as which a full copy leaves, too. A
+README has the lines that draw our pictures (``adapters.text_to_image.plain``).
 """
 
 import json
@@ -20,6 +15,7 @@ from torch import Tensor, nn
 from difftilt.adapters.folders import check_replaceable, write_whole
 from difftilt.adapters.lora import AdaptedDenoiser, plain_copy
 from difftilt.adapters.text_to_image.loading import TextToImageModel, network_of
+from difftilt.adapters.text_to_image.plain import levels, plain_scheduler, readme
 from difftilt.chains import Kernel
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
@@ -55,7 +51,7 @@ def export_text_to_image(model: TextToImageModel, kernel: Kernel, folder: str | 
             assert network is not None
             plain = plain_copy(network, None if adapted is None else adapted.adapter)
             _with_network(model, plain).save_pretrained(new, safe_serialization=True)
-        _write_settings(model, new, "lora" if adapted is not None and loads_adapters else "whole")
+        _write_settings(model, new, whole=adapted is None or not loads_adapters)
 
     write_whole(folder, write, "posterior")
     return folder
@@ -81,7 +77,7 @@ def _write_adapter(model: TextToImageModel, adapted: AdaptedDenoiser, new: Path)
     pipeline, network = model.family.pipeline, model.family.network_name
     layers = {f"{network}_lora_layers": adapter_weights(model, adapted)}
     type(pipeline).save_lora_weights(new, **layers)
-    model.scheduler.save_pretrained(new / "scheduler")
+    plain_scheduler(model).save_pretrained(new / "scheduler")
 
 
 def adapter_weights(model: TextToImageModel, adapted: AdaptedDenoiser) -> dict[str, Tensor]:
@@ -119,7 +115,7 @@ def _with_network(model: TextToImageModel, network: nn.Module) -> Any:
     return made
 
 
-def _write_settings(model: TextToImageModel, new: Path, kind: str) -> None:
+def _write_settings(model: TextToImageModel, new: Path, whole: bool) -> None:
     family = model.family
     height, width = family.size
     settings = {
@@ -131,45 +127,7 @@ def _write_settings(model: TextToImageModel, new: Path, kind: str) -> None:
         "height": height,
         "width": width,
     }
+    if plain_scheduler(model) is not model.scheduler:
+        settings["sigmas"] = levels(model)
     (new / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-    if kind == "lora":
-        (new / "README.md").write_text(_readme(model, settings), "utf-8")
-
-
-def _readme(model: TextToImageModel, settings: dict[str, Any]) -> str:
-    scheduler = type(model.scheduler).__name__
-    lines = [
-        f"from diffusers import {settings['pipeline']}, {scheduler}",
-        "",
-        f'pipeline = {settings["pipeline"]}.from_pretrained("THE PRIOR")',
-        f'pipeline.scheduler = {scheduler}.from_pretrained("THIS FOLDER", subfolder="scheduler")',
-        'pipeline.load_lora_weights("THIS FOLDER")',
-    ]
-    asked = {
-        "num_inference_steps": settings["steps"],
-        "guidance_scale": settings["guidance_scale"],
-        "height": settings["height"],
-        "width": settings["width"],
-    }
-    if settings["negative_prompt"] is not None:
-        asked["negative_prompt"] = settings["negative_prompt"]
-    if scheduler == "DDIMScheduler":
-        asked["eta"] = settings["eta"]
-    if not model.chain.diffusion.has_density(1):
-        lines += [
-            "",
-            "",
-            "def last_step_is_the_priors(pipeline, step, time, values):",
-            f"    if step == {model.chain.steps - 2}:",
-            "        pipeline.disable_lora()",
-            "    if step > " + str(model.chain.steps - 2) + ":",
-            "        pipeline.enable_lora()",
-            "    return values",
-            "",
-            "",
-        ]
-        asked["callback_on_step_end"] = "last_step_is_the_priors"
-    shown = [f"{k}={v if k.startswith('callback') else repr(v)}" for k, v in asked.items()]
-    lines.append(f'pictures = pipeline("a prompt", {", ".join(shown)}).images')
-    code = "\n".join(["```python", *lines, "```"])
-    return f"# A posterior sampler\n\nLow-rank adapters for plain diffusers:\n\n{code}\n"
+    (new / "README.md").write_text(readme(model, settings, whole), "utf-8")

@@ -46,6 +46,9 @@ class PixArt(Family):
         longest = 120 if "Alpha" in type(self.pipeline).__name__ else 300
         return [(self.pipeline.tokenizer, longest)]
 
+    def asked(self) -> dict[str, Any]:
+        return {**super().asked(), "clean_caption": False, "use_resolution_binning": False}
+
     def _inputs(self, text: Tensor, mask: Tensor) -> Inputs:
         found = {"text": text, "mask": mask}
         if self.config.sample_size != WITH_SIZES:
@@ -63,6 +66,7 @@ class DiT(Family):
 
     pipelines = ("DiTPipeline",)
     needed = ("vae",)
+    subject = 'pipeline.get_label_ids(["a class"])'
 
     @property
     def call(self) -> Call:
@@ -84,6 +88,9 @@ class DiT(Family):
 
     def readers(self) -> Sequence[tuple[Any, int]]:
         return []
+
+    def asked(self) -> dict[str, Any]:
+        return {"guidance_scale": self.asked_scale}
 
     def unsaved(self) -> dict[str, Any]:
         names: dict[int, list[str]] = {}
