@@ -38,8 +38,8 @@ def load(
         event_shape: shape of one sample of an ``nn.Module``.
         **options: of an ``nn.Module``: ``prediction_type``, what it predicts (``denoisers``;
             default "epsilon"); of a text-to-image pipeline: fields of ``PictureOptions``
-            (``guidance_scale``, ``negative_prompt``, ``height``, ``width``, ``network_batch``,
-            ``decode_batch``, ``checkpointing``).
+            (``guidance_scale``, ``negative_prompt``, ``true_cfg_scale``, ``height``, ``width``,
+            ``network_batch``, ``decode_batch``, ``checkpointing``).
 
     Returns:
         a ``Prior``, a ``TextPrior``, whose verb is ``infill``, or a ``TextToImagePrior``, whose

@@ -263,6 +263,26 @@ def test_wrong_options_are_said(options: dict, sentence: str):
         loaded(tiny("sd"), **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("flux", {"negative_prompt": "ugly"}, "they come together, got negative_prompt='ugly' and"),
+        ("flux", {"true_cfg_scale": 2.0}, "they come together, got negative_prompt=None and"),
+        ("sd3", {"true_cfg_scale": 2.0}, "true_cfg_scale=2.0 is an option of Flux; a StableDiff"),
+    ],
+)
+def test_guidance_that_would_be_ignored_is_said(name: str, options: dict, sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        loaded(tiny(name), **options)
+
+
+def test_a_negative_prompt_of_flux_is_in_the_readme(tmp_path):
+    prior = loaded(tiny("flux"), negative_prompt="ugly", true_cfg_scale=2.0)
+    folder = prior.draw(PROMPTS, brightness).posterior(LORA).export(tmp_path / "lora")
+    readme = (folder / "README.md").read_text("utf-8")
+    assert "negative_prompt='ugly', true_cfg_scale=2.0" in readme
+
+
 def test_an_unknown_pipeline_is_said():
     class KandinskyPipeline:
         text_encoder = object()

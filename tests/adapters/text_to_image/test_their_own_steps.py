@@ -75,6 +75,24 @@ def test_a_negative_prompt_and_no_guidance(name: str):
     assert_same(drawn(bare, name), plain(pipeline, name, guidance_scale=1.0))
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_flux_is_guided_away_from_a_negative_prompt(scale: float):
+    pipeline = tiny("flux")
+    told = {"negative_prompt": ["ugly"] * len(PROMPTS), "true_cfg_scale": scale}
+    prior = dt.load(
+        pipeline,
+        steps=STEPS,
+        guidance_scale=SCALE,
+        negative_prompt="ugly",
+        true_cfg_scale=scale,
+        **SIZES,
+    )
+    ours = drawn(prior, "flux")
+    assert_same(ours, plain(pipeline, "flux", **told))
+    bare = plain(pipeline, "flux")
+    assert torch.allclose(ours, bare, rtol=0, atol=2e-4) == (scale == 1)
+
+
 def test_the_pipelines_own_guidance_scale_is_the_default():
     pipeline = tiny("sd")
     theirs = plain(pipeline, "sd", guidance_scale=7.5)

@@ -41,6 +41,8 @@ class PictureOptions:
         guidance_scale: of classifier-free guidance (Flux: its network's input); 1 for none, None
             for the pipeline's own default.
         negative_prompt: what the unconditional half is told; None for the pipeline's own.
+        true_cfg_scale: of Flux alone: classifier-free guidance away from its ``negative_prompt``,
+            beside its network's input; None for none.
         height, width: of pictures in pixels; None for the pipeline's own.
         network_batch: states that the network sees at once where no gradient is kept (with a
             gradient it is the training's ``chunk``).
@@ -54,6 +56,7 @@ class PictureOptions:
 
     guidance_scale: float | None = None
     negative_prompt: str | None = None
+    true_cfg_scale: float | None = None
     height: int | None = None
     width: int | None = None
     network_batch: int = 32
@@ -81,7 +84,7 @@ class Family(ABC):
         subject: how the pipeline's call is told what to draw, as code.
 
     Raises:
-        InputError: a part is missing, or the size does not fit.
+        InputError: a part is missing, or the size or an option does not fit.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -99,6 +102,7 @@ class Family(ABC):
                     f"load the pipeline with its {name}"
                 )
         self._check_size()
+        self._check_guidance()
 
     @property
     def network(self) -> nn.Module:
@@ -209,6 +213,13 @@ class Family(ABC):
             raise InputError(
                 f"{wrong[0]} pixels are no multiple of {multiple}, as the "
                 f"{type(self.pipeline).__name__} needs; choose another height and width"
+            )
+
+    def _check_guidance(self) -> None:
+        if self.options.true_cfg_scale is not None:
+            raise InputError(
+                f"true_cfg_scale={self.options.true_cfg_scale} is an option of Flux; a "
+                f"{type(self.pipeline).__name__} is guided by guidance_scale alone"
             )
 
     @property

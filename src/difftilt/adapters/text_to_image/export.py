@@ -124,6 +124,7 @@ def _write_settings(model: TextToImageModel, new: Path, whole: bool) -> None:
         "eta": model.eta,
         "guidance_scale": family.asked_scale,
         "negative_prompt": family.options.negative_prompt,
+        "true_cfg_scale": family.options.true_cfg_scale,
         "height": height,
         "width": width,
     }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.adapters.text_to_image.base import Call, Family, Inputs
+from difftilt.errors import InputError
 
 LONGEST_SD3 = 256
 LONGEST_FLUX = 512
@@ -69,7 +70,10 @@ class StableDiffusion3(Family):
 
 @final
 class Flux(Family):
-    """``FluxPipeline``: packed latents; guidance is an input of the network, where it has one."""
+    """``FluxPipeline``: packed latents; guidance is an input of the network, where it has one.
+
+    Classifier-free guidance away from a negative prompt (``true_cfg_scale``) comes on top.
+    """
 
     pipelines = ("FluxPipeline",)
     needed = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -80,7 +84,7 @@ class Flux(Family):
 
     @property
     def scale(self) -> float:
-        return 1.0
+        return self.options.true_cfg_scale or 1.0
 
     @property
     def latent_channels(self) -> int:
@@ -102,6 +106,19 @@ class Flux(Family):
 
     def null(self) -> Inputs:
         return self.inputs([self.options.negative_prompt or ""])
+
+    def asked(self) -> dict[str, Any]:
+        scale = self.options.true_cfg_scale
+        found = super().asked()
+        return found if scale is None else {**found, "true_cfg_scale": scale}
+
+    def _check_guidance(self) -> None:
+        scale, negative = self.options.true_cfg_scale, self.options.negative_prompt
+        if (scale is None) != (negative is None):
+            raise InputError(
+                "a FluxPipeline is guided away from a negative prompt by true_cfg_scale, so that "
+                f"they come together, got negative_prompt={negative!r} and true_cfg_scale={scale}"
+            )
 
     def readers(self) -> Sequence[tuple[Any, int]]:
         return [(self.pipeline.tokenizer_2, LONGEST_FLUX)]
