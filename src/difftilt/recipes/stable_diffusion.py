@@ -86,7 +86,8 @@ class StableDiffusion(Recipe):
         steps: N of the chain.
         eta: stochasticity of DDIM, in (0, 1].
         guidance_scale: of classifier-free guidance, a part of the prior; 1 for none.
-        precision: of the pipeline's networks; log-ratios are float32 or wider with each.
+        precision: what the pipeline is held in. The network that denoises, its adapters and the
+            log-ratios calculate in float32 with each: rounding would part posterior and prior.
         device: where all runs, such as "cuda"; empty for a GPU if there is one.
         checkpointing: keep only the borders of the network's blocks for the backward pass.
         isolate: run a reward of your own in another process.
