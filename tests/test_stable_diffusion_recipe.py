@@ -18,6 +18,8 @@ from difftilt.recipes.base import from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.recipes.stable_diffusion import StableDiffusion, paper_training
 from difftilt.report.page import write_report
+from difftilt.training.checkpoint import load_checkpoint, save_checkpoint
+from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
 
 PROMPTS = ("a green rabbit", "a red car")
@@ -122,6 +124,24 @@ def test_every_baseline_is_a_word_of_the_command_line(folder, name, tmp_path, ca
     assert all(math.isfinite(row.loss) and 0 < row.gradient_norm < math.inf for row in rows)
     moved = [p for n, p in job.posterior.chain.kernel.named_parameters() if "lora_B" in n]
     assert moved and all(bool((p != 0).any()) for p in moved)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_training_in_sixteen_bits_resumes_bit_for_bit(folder, tmp_path, precision: str):
+    def state() -> TrainingState:
+        torch.manual_seed(1)
+        job = small(folder, prompt=("a rabbit",), precision=precision, device="cpu").job()
+        return job.target.state(job.posterior, job.training, job.sources)
+
+    through = state()
+    training_step(through)
+    save_checkpoint(through, tmp_path, {})
+    norm = training_step(through).gradient_norm
+    again = state()
+    assert load_checkpoint(again, tmp_path, {}) == 1
+    assert training_step(again).gradient_norm == norm and 0 < norm < 1e4
+    for ours, theirs in zip(again.parameters, through.parameters, strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

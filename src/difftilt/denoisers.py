@@ -105,6 +105,12 @@ class Denoiser(nn.Module, ABC):
         """This denoiser as a posterior's: it may read all of a condition."""
         return self
 
+    def make_trainable(self) -> None:
+        """Give a copy that is to be trained weights that small updates are not lost in.
+
+        It is asked of every denoiser of a copy, those inside of others too.
+        """
+
     def prepared(self, levels: Iterable[Any], like: Tensor) -> "Denoiser":
         """This denoiser with what depends on the level alone worked out for given levels.
 

@@ -190,6 +190,9 @@ def full_copy(chain: Chain, learned_variance: bool = False) -> DenoiserKernel:
         learned_variance: learn one log-scale per step (not exportable to plain diffusers).
     """
     denoiser = copy.deepcopy(chain.denoiser).informed().requires_grad_(True)
+    for part in denoiser.modules():
+        if isinstance(part, Denoiser):
+            part.make_trainable()
     return DenoiserKernel(denoiser, chain.diffusion, learned_variance)
 
 

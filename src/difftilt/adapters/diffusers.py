@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from difftilt.adapters.arithmetic import calculating
 from difftilt.adapters.folders import quiet
 from difftilt.adapters.schedulers import SchedulerDiffusion, diffusion_from_scheduler
 from difftilt.chains import Chain, Kernel
@@ -79,9 +80,10 @@ def chain_from_pipeline(
 
 
 def call_unet(network: nn.Module, x: Tensor, time: Tensor) -> Tensor:
-    """A UNet2DModel's output in the dtype of the state; the network may be of a narrower one."""
-    dtype = next(network.parameters()).dtype
-    return network(x.to(dtype), time).sample.to(x.dtype)
+    """A UNet2DModel's output in the dtype of the state; 16-bit weights calculate in float32."""
+    with calculating(network):
+        dtype = next(network.parameters()).dtype
+        return network(x.to(dtype), time).sample.to(x.dtype)
 
 
 def fingerprint(network: nn.Module) -> str:

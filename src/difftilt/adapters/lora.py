@@ -120,9 +120,18 @@ def lora(
     )
 
 
-def plain_copy(network: nn.Module, adapter: str | None = None) -> nn.Module:
-    """A copy of a network without peft's layers; one adapter may be merged into its weights."""
+def plain_copy(network: nn.Module, adapter: str | None = None, wide: bool = False) -> nn.Module:
+    """A copy of a network without peft's layers; one adapter may be merged into its weights.
+
+    Arguments:
+        network: with peft's layers or without.
+        adapter: what is merged, or None.
+        wide: merge in float32 at least, so that 16 bits do not swallow a small adapter.
+    """
     plain = copy.deepcopy(network)
+    if wide:
+        own = next(network.parameters()).dtype
+        nn.Module.to(plain, torch.promote_types(own, torch.float32))
     for name, layer in lora_layers(plain).items():
         if adapter is not None and adapter in layer.lora_A:
             # A head may share its weight with the embedding, which the adapter does not touch.

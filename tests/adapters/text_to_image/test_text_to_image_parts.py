@@ -1,4 +1,4 @@
-"""Half precision, checkpointed blocks, the table of prompts, full copies, and what is refused."""
+"""Checkpointed blocks, the table of prompts, full copies, and what is refused."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ from difftilt.errors import InputError, RewardError
 from difftilt.forms import DriftNet
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
-from difftilt.scoring import backward, log_ratio
+from difftilt.scoring import backward
 from plain_diffusers import PROMPTS, SCALE, STEPS, noise_of, plain
 from tiny_pipelines import tiny
 
@@ -68,28 +68,6 @@ def test_checkpointing_changes_the_memory_and_not_the_gradient(name: str):
     assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     assert float(expected.abs().max()) > 0
     assert bytes_kept < 0.6 * plain_bytes
-
-
-def test_log_ratios_of_half_precision_networks_are_in_float32():
-    half = loaded(tiny("sd").to(torch.bfloat16)).draw(PROMPTS, brightness)
-    posterior = half.posterior(LORA)
-    kernel = posterior.posterior.chain.kernel
-    assert {p.dtype for p in kernel.parameters()} == {torch.float32}
-    chain = posterior.posterior.chain.given(half.prior.rows(PROMPTS))
-    start = rollout(chain, 2, noise_of("sd"))
-    assert torch.equal(start.log_ratio, torch.zeros(2)) and start.states.dtype == torch.float32
-    chain, path = moved_path(posterior)
-    assert path.log_ratio.dtype == torch.float32
-    with torch.no_grad():  # the same states in other batches round otherwise in the network alone
-        again = log_ratio(chain, path, chunk=1)
-    assert torch.allclose(again, path.log_ratio, rtol=0.05, atol=0.05)
-    assert posterior.sample(1).dtype == torch.float32
-
-
-def test_half_precision_stays_close_to_full():
-    full, half = loaded(tiny("sd")), loaded(tiny("sd").to(torch.bfloat16))
-    error = (full.sample(PROMPTS, 1) - half.sample(PROMPTS, 1)).abs().mean()
-    assert 0 < float(error) < 0.05
 
 
 def test_prompts_are_encoded_once():

@@ -49,7 +49,7 @@ def export_text_to_image(model: TextToImageModel, kernel: Kernel, folder: str | 
             _write_adapter(model, adapted, new)
         else:
             assert network is not None
-            plain = plain_copy(network, None if adapted is None else adapted.adapter)
+            plain = plain_copy(network, None if adapted is None else adapted.adapter, wide=True)
             _with_network(model, plain).save_pretrained(new, safe_serialization=True)
         _write_settings(model, new, whole=adapted is None or not loads_adapters)
 

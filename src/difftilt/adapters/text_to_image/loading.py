@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from difftilt.adapters.arithmetic import held_in
 from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.schedulers import diffusion_from_scheduler
 from difftilt.adapters.text_to_image.base import Family, PictureOptions
@@ -117,7 +118,7 @@ def text_to_image_model(
     grid = family.grid(steps) if scheduler is pipeline.scheduler else {}
     found = diffusion_from_scheduler(scheduler, steps, eta, grid)
     first = next(family.network.parameters())
-    table = PromptTable(family, first.dtype)
+    table = PromptTable(family, torch.promote_types(held_in(family.network), torch.float32))
     base = found.denoiser(family.network)
     denoiser = _guided(PromptedDenoiser(base, family.call, table), family.scale)
     like = torch.zeros((), device=first.device)

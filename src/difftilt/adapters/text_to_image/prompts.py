@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from difftilt.adapters.arithmetic import autocast, calculating
 from difftilt.adapters.text_to_image.base import Call, Family, Inputs
 from difftilt.denoisers import Denoiser, Level, NetworkDenoiser
 from difftilt.errors import InputError
@@ -28,7 +29,7 @@ class PromptTable:
 
     Arguments:
         family: encodes.
-        dtype: of real numbers in the table: the network's.
+        dtype: of real numbers in the table: what the network calculates in.
     """
 
     def __init__(self, family: Family, dtype: torch.dtype) -> None:
@@ -100,8 +101,10 @@ class PromptTable:
 class PromptedDenoiser(Denoiser):
     """A network that is told prompts, given as rows of a table.
 
-    Where no gradient is wanted it sees ``PictureOptions.network_batch`` states at once, however
-    many a certificate or a correction hands over.
+    A network of 16 bits calculates in float32 (``adapters.arithmetic``) unless its options say
+    ``autocast``; a copy that is trained is of 32. Where no gradient is wanted it sees
+    ``PictureOptions.network_batch`` states at once, however many a certificate or a correction
+    hands over.
 
     Arguments:
         base: the network, and what its output means.
@@ -145,11 +148,16 @@ class PromptedDenoiser(Denoiser):
 
     def _predicted(self, x_t: Tensor, level: Level, rows: Tensor) -> Tensor:
         inputs = self.table.of(rows)
+        rounded = self.table.family.options.autocast
 
         def call(network: nn.Module, x: Tensor, time: Tensor) -> Tensor:
-            return self.call(network, x.to(self.table.dtype), time, inputs).to(x.dtype)
+            with autocast(network) if rounded else calculating(network):
+                return self.call(network, x.to(self.table.dtype), time, inputs).to(x.dtype)
 
         return self.base.calling(call)(x_t, level)
+
+    def make_trainable(self) -> None:
+        nn.Module.to(self.network, self.table.dtype)
 
     def unconditional(self) -> tuple[Denoiser, Tensor] | None:
         return self, torch.tensor(NULL_ROW)
