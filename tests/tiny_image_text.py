@@ -58,6 +58,32 @@ def clip_folder(folder: Path, kind: str = "clip") -> Path:
     return folder
 
 
+OPEN_CLIP = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def open_clip_folder(folder: Path, checkpoint: str = "") -> Path:
+    """A CLIP of open_clip, as it saves one; or with a training's checkpoint of that name alone."""
+    import open_clip
+    from open_clip.push_to_hf_hub import save_for_hf
+    from open_clip.tokenizer import SimpleTokenizer
+
+    class Tokenizer(SimpleTokenizer):
+        def save_pretrained(self, folder: Path) -> None:
+            """Open_clip's own vocabulary is a part of its package."""
+
+    torch.manual_seed(6)
+    network = open_clip.CLIP(**OPEN_CLIP)
+    open_clip.set_model_preprocess_cfg(network, vars(open_clip.transform.PreprocessCfg(size=32)))
+    save_for_hf(network, Tokenizer(), OPEN_CLIP, str(folder), True, bool(checkpoint))
+    if checkpoint:
+        torch.save({"epoch": 1, "state_dict": network.state_dict()}, folder / checkpoint)
+    return folder
+
+
 def classifier_folder(folder: Path) -> Path:
     """A ViTForImageClassification of three classes."""
     import transformers as t
