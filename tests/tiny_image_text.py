@@ -58,6 +58,32 @@ def clip_folder(folder: Path, kind: str = "clip") -> Path:
     return folder
 
 
+OPEN_CLIP = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def open_clip_folder(folder: Path, checkpoint: str = "") -> Path:
+    """A CLIP of open_clip, as it saves one; or with a training's checkpoint of that name alone."""
+    import open_clip
+    from open_clip.push_to_hf_hub import save_for_hf
+    from open_clip.tokenizer import SimpleTokenizer
+
+    class Tokenizer(SimpleTokenizer):
+        def save_pretrained(self, folder: Path) -> None:
+            """Open_clip's own vocabulary is a part of its package."""
+
+    torch.manual_seed(6)
+    network = open_clip.CLIP(**OPEN_CLIP)
+    open_clip.set_model_preprocess_cfg(network, vars(open_clip.transform.PreprocessCfg(size=32)))
+    save_for_hf(network, Tokenizer(), OPEN_CLIP, str(folder), True, bool(checkpoint))
+    if checkpoint:
+        torch.save({"epoch": 1, "state_dict": network.state_dict()}, folder / checkpoint)
+    return folder
+
+
 def classifier_folder(folder: Path) -> Path:
     """A ViTForImageClassification of three classes."""
     import transformers as t
@@ -105,6 +131,38 @@ def answering_folder(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     # ViLT's own processor pads with masks; a square resize of the ViT kind has no need of them.
     t.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+STAND_IN = """
+import json
+
+class Model:
+    def __init__(self, offset):
+        self.offset = offset
+
+    def score(self, prompt, image):
+        assert image.mode == "RGB"
+        red, green, blue = image.resize((1, 1)).getpixel((0, 0))
+        return self.offset + green / 255 + len(prompt)
+
+def load(name, med_config):
+    return Model(json.load(open(med_config))["offset"])
+"""
+
+
+def image_reward_package(folder: Path) -> Path:
+    """A package with ImageReward's interface: offset + green + the prompt's length."""
+    folder.mkdir()
+    (folder / "ImageReward.py").write_text(STAND_IN)
+    return folder
+
+
+def image_reward_folder(folder: Path) -> Path:
+    """What that package reads."""
+    folder.mkdir()
+    (folder / "ImageReward.pt").write_bytes(b"")
+    (folder / "med_config.json").write_text('{"offset": 0.5}')
     return folder
 
 

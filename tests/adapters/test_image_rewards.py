@@ -1,6 +1,8 @@
 """Rewards of pictures against the libraries' own pipelines, on tiny random networks."""
 
+import importlib
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -13,9 +15,12 @@ from torch import nn
 import tiny_image_text as tiny
 from difftilt.adapters import image_rewards as ir
 from difftilt.adapters.image_rewards.aesthetic import AestheticScore, head_of
+from difftilt.adapters.image_rewards.names import KINDS
 from difftilt.adapters.image_rewards.processing import processing_of
+from difftilt.cli import main
 from difftilt.errors import InputError, MissingPackage, RewardError
 from difftilt.rewards import Summed, as_reward
+from readme import GUIDES, command_lines
 
 X = tiny.pictures()
 PROMPTS = ["green rabbit", "a red car", "green rabbit", "a photo of a car", "this picture"]
@@ -178,34 +183,11 @@ def test_an_answer_s_log_probability(folders):
     assert torch.allclose(torch.stack(every).sum(0), torch.ones(5), atol=1e-5)
 
 
-STAND_IN = """
-import json
-
-class Model:
-    def __init__(self, offset):
-        self.offset = offset
-
-    def score(self, prompt, image):
-        assert image.mode == "RGB"
-        red, green, blue = image.resize((1, 1)).getpixel((0, 0))
-        return self.offset + green / 255 + len(prompt)
-
-def load(name, med_config):
-    return Model(json.load(open(med_config))["offset"])
-"""
-
-
 @pytest.fixture
 def image_reward_folder(tmp_path, monkeypatch) -> Path:
-    """A package with ImageReward's interface on the path of other interpreters."""
-    (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "ImageReward.py").write_text(STAND_IN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
-    folder = tmp_path / "image-reward"
-    folder.mkdir()
-    (folder / "ImageReward.pt").write_bytes(b"")
-    (folder / "med_config.json").write_text('{"offset": 0.5}')
-    return folder
+    """A folder, and a package with ImageReward's interface on the path of other interpreters."""
+    monkeypatch.setenv("PYTHONPATH", str(tiny.image_reward_package(tmp_path / "packages")))
+    return tiny.image_reward_folder(tmp_path / "image-reward")
 
 
 def test_image_reward_sees_pictures_and_prompts_in_its_own_process(image_reward_folder):
@@ -243,6 +225,50 @@ def test_names_and_their_weighted_sum(folders, clip, tmp_path):
     assert ir.image_reward([f"clip:{folders['clip']}", "jpeg"]).bound == 100.0
     assert ir.image_reward(f"classifier:{folders['classifier']}:dog").classes == [1]
     assert ir.image_reward("incompressible").scale == -1.0
+
+
+RUNNER = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
+SHOWN = [
+    words for page in GUIDES if page.stem == "rewards-for-pictures" for words in command_lines(page)
+]
+
+
+@pytest.fixture
+def shown_folders(folders, image_reward_folder, tmp_path, monkeypatch) -> Path:
+    """What the guide's lines name, under the names that they use."""
+    (tmp_path / "models").mkdir()
+    for name, kind in {"vilt": "vqa", "vit": "classifier", "siglip": "siglip"}.items():
+        (tmp_path / "models" / name).symlink_to(folders[kind])
+    for name in ("clip", "clip-l14", "pickscore", "hps"):
+        (tmp_path / "models" / name).symlink_to(folders["clip"])
+    (tmp_path / "models" / "image-reward").symlink_to(image_reward_folder)
+    torch.save(nn.Linear(12, 1).state_dict(), tmp_path / "models" / "aesthetic-head.pth")
+    (tmp_path / "reward.py").write_text(OWN)
+    for name in ("image-reward", "mine"):
+        python = tmp_path / "envs" / name / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(RUNNER)
+        python.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
+def test_every_line_of_the_guide_scores_pictures(words, shown_folders, capsys, request):
+    main([*words, "--dry-run"])
+    config = json.loads(capsys.readouterr().out)["config"]
+    if config["reward"] == ["open_clip:models/open-clip"]:
+        request.getfixturevalue("open_clip")
+        tiny.open_clip_folder(shown_folders / "models" / "open-clip")
+    isolation = ir.Isolation(config["isolate"], config["python"] or None, config["timeout"])
+    log_r = ir.image_reward(config["reward"], isolation)(X[:2], PROMPTS[:2])
+    log_r = torch.as_tensor(log_r)
+    assert log_r.shape == (2,) and bool(torch.isfinite(log_r).all())
+
+
+def test_the_guide_shows_every_name():
+    names = {name.split("*")[-1].split(":")[0] for words in SHOWN for name in words[3:]}
+    assert set(KINDS) | {"reward.py"} <= names
 
 
 OWN = "def log_reward(images, prompts):\n    return [float(len(p)) for p in prompts]\n"
@@ -307,6 +333,62 @@ def test_pictures_and_prompts_that_do_not_fit(clip, unchecked):
         as_reward(clip)(X)
     with pytest.raises(InputError, match="scale=0"):
         ir.ImageTextScore(clip.towers, 0.0)
+
+
+@pytest.fixture(scope="module")
+def open_clip():
+    """The package; with a torchvision of another torch it is as good as missing."""
+    try:
+        return importlib.import_module("open_clip")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"open_clip cannot be imported: {error}")
+
+
+@pytest.mark.parametrize("checkpoint", ["", "HPS_v2.1_compressed.pt"])
+def test_a_folder_of_open_clip(open_clip, tmp_path, caplog, checkpoint: str):
+    """As open_clip saves one, or as HPS publishes its weights; against open_clip's own call."""
+    whole = tiny.open_clip_folder(tmp_path / "whole")
+    folder = tiny.open_clip_folder(tmp_path / "folder", checkpoint)
+    network, _, process = open_clip.create_model_and_transforms(f"local-dir:{whole}")
+    pixels = torch.stack([process(image) for image in as_pil(X)])
+    words = open_clip.get_tokenizer(f"local-dir:{whole}")(PROMPTS)
+    with torch.no_grad():
+        see, read = (nn.functional.normalize(f, dim=1) for f in network.eval()(pixels, words)[:2])
+    wanted = (see * read).sum(1)
+    caplog.clear()
+    for score in (ir.open_clip(folder), ir.hps(folder), ir.image_reward(f"hps:{folder}")):
+        assert torch.allclose(score(X, PROMPTS) / 100, wanted, atol=1e-2)
+    assert wanted.std() > 0.1  # the tolerance tells the pictures apart
+    assert not [each for each in caplog.records if "random" in each.getMessage()]
+    leaf = X[:1].clone().requires_grad_()
+    score(leaf, PROMPTS[:1]).sum().backward()
+    assert leaf.grad is not None and bool((leaf.grad != 0).any())
+
+
+def test_a_folder_of_open_clip_without_weights(open_clip, tmp_path):
+    folder = tiny.open_clip_folder(tmp_path, "a.pt")
+    (folder / "b.pt").write_bytes((folder / "a.pt").read_bytes())
+    with pytest.raises(InputError, match=r"not one \.pt file \(a\.pt, b\.pt\); put"):
+        ir.hps(folder)
+    for name in ("a.pt", "b.pt"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"no weights that open_clip finds.* \(none\)"):
+        ir.open_clip(folder)
+
+
+def test_a_question_of_the_user_s_own(folders):
+    vqa, question = folders["vqa"], "show this: a {prompt} * picture"
+    named = ir.image_reward(f"vqa:{vqa}:no:{question}")
+    assert (named.question, named.answer) == (question, 0)
+    wanted = ir.answers(vqa, question, "no")(X, PROMPTS)
+    assert torch.equal(named(X, PROMPTS), wanted)
+    assert not torch.equal(wanted, ir.answers(vqa, answer="no")(X, PROMPTS))
+    yes = ir.image_reward([f"2*vqa:{vqa}::{question}"])
+    assert torch.allclose(yes(X, PROMPTS), 2 * ir.answers(vqa, question)(X, PROMPTS))
+    with pytest.raises(InputError, match=r"the question 'how many\?' has no \{prompt\}"):
+        ir.image_reward(f"vqa:{vqa}:2:how many?")
+    with pytest.raises(InputError, match=r"is written vqa:FOLDER:\[ANSWER\]:\[QUESTION\]"):
+        ir.image_reward("vqa::yes")
 
 
 def test_open_clip_is_named_where_it_is_missing(folders, monkeypatch):

@@ -20,6 +20,8 @@ from difftilt.adapters.image_rewards.image_text import check_prompts, from_folde
 from difftilt.adapters.image_rewards.processing import Processing, processing_of
 from difftilt.errors import InputError, require
 
+QUESTION = "Does this picture show {prompt}?"
+
 
 @final
 class ImageClassifierScore:
@@ -84,7 +86,7 @@ class AnswerScore:
         network: Any,
         tokenizer: Any,
         processing: Processing,
-        question: str = "Does this picture show {prompt}?",
+        question: str = QUESTION,
         answer: str | int = "yes",
     ) -> None:
         if "{prompt}" not in question:
@@ -131,7 +133,7 @@ def image_classifier(
 
 def answers(
     folder: str | Path,
-    question: str = "Does this picture show {prompt}?",
+    question: str = QUESTION,
     answer: str | int = "yes",
 ) -> AnswerScore:
     """A question-answering network of transformers, from a folder.

@@ -16,6 +16,7 @@ Source: Radford et al. 2021 (arXiv 2103.00020); Kirstain et al. 2023 (arXiv 2305
 2023 (arXiv 2306.09341).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,11 @@ def clip(folder: str | Path, scale: float = 100.0, batch: int = 32) -> ImageText
 
 
 def open_clip(folder: str | Path, scale: float = 100.0, batch: int = 32) -> ImageTextScore:
-    """The score of a network in a folder of open_clip; arguments and errors as of ``clip``."""
+    """The score of a network in a folder of open_clip; arguments and errors as of ``clip``.
+
+    The folder holds ``open_clip_config.json`` and weights, as open_clip's ``save_for_hf`` and its
+    models on the hub have them, or, instead of these weights, one checkpoint ``NAME.pt``.
+    """
     return ImageTextScore(open_clip_towers(folder), scale, "open_clip", batch)
 
 
@@ -153,7 +158,13 @@ def pick_score(folder: str | Path, scale: float | None = None, batch: int = 32) 
 
 
 def hps(folder: str | Path, scale: float = 100.0, batch: int = 32) -> ImageTextScore:
-    """HPS v2: the cosine of a fine-tuned network; arguments and errors as of ``clip``."""
+    """HPS v2: the cosine of a fine-tuned network; arguments and errors as of ``clip``.
+
+    A folder of transformers, or of open_clip: the published ``HPS_v2.1_compressed.pt`` as it is,
+    and beside it the ``open_clip_config.json`` of its architecture, ViT-H-14 (that of the hub's
+    laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or ``{"model_cfg":
+    open_clip.get_model_config("ViT-H-14")}`` as JSON).
+    """
     is_open_clip = (Path(folder) / "open_clip_config.json").is_file()
     towers = open_clip_towers(folder) if is_open_clip else transformers_towers(folder)
     return ImageTextScore(towers, scale, "hps", batch)
@@ -200,14 +211,14 @@ def open_clip_towers(folder: str | Path) -> Towers:
     """Both towers of a folder of open_clip.
 
     Raises:
-        InputError: no such folder, or it cannot be read.
+        InputError: no such folder, it has no weights, or it cannot be read.
         MissingPackage: open_clip is not installed.
     """
     package = require("open_clip", "open_clip")
     path = existing_folder(folder)
-    name = f"local-dir:{path}"
+    name, checkpoint = f"local-dir:{path}", _checkpoint_alone(path)
     try:
-        network = package.create_model(name).eval().requires_grad_(False)
+        network = _open_clip_network(package, name, checkpoint).eval().requires_grad_(False)
         tokenizer = package.get_tokenizer(name)
     except Exception as error:  # open_clip raises many unrelated kinds
         raise unreadable(folder, "open_clip", error) from error
@@ -230,6 +241,38 @@ def open_clip_towers(folder: str | Path) -> Towers:
 
     scale = float(network.logit_scale.exp())
     return Towers(network, network.encode_image, read, processing, scale)
+
+
+def _open_clip_network(package: Any, name: str, checkpoint: Path | None) -> Any:
+    if checkpoint is None:
+        return package.create_model(name, require_pretrained=True)
+    before = logging.root.manager.disable
+    # It would warn of random weights, which the checkpoint then replaces.
+    logging.disable(logging.WARNING)
+    try:
+        network = package.create_model(name, load_weights=False, pretrained_text=False)
+        package.load_checkpoint(network, str(checkpoint))
+    finally:
+        logging.disable(before)
+    return network
+
+
+def _checkpoint_alone(path: Path) -> Path | None:
+    """The ``.pt`` file that is all a folder has of weights; open_clip does not look for it.
+
+    Raises:
+        InputError: no weights, or several such files.
+    """
+    if any(each.suffix in (".safetensors", ".bin", ".pth") for each in path.iterdir()):
+        return None
+    found = sorted(path.glob("*.pt"))
+    if len(found) != 1:
+        named = ", ".join(each.name for each in found) or "none"
+        raise InputError(
+            f"{path} has no weights that open_clip finds, and not one .pt file ({named}); put "
+            "open_clip_model.safetensors or one checkpoint there"
+        )
+    return found[0]
 
 
 def from_folder(kind: Any, folder: str | Path) -> Any:

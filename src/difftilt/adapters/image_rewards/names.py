@@ -8,9 +8,10 @@
 | ``imagereward:FOLDER`` | ImageReward, in an interpreter of its own |
 | ``jpeg`` ``incompressible`` | minus (plus) the kilobytes of the JPEG |
 | ``classifier:FOLDER:CLASS`` | log-probability of a class |
-| ``vqa:FOLDER`` ``vqa:FOLDER:ANSWER`` | log-probability of an answer about the prompt |
+| ``vqa:FOLDER:[ANSWER]:[QUESTION]`` | log-probability of an answer about the prompt |
 | ``module:function`` ``file.py:function`` | your own, of (images, prompts) |
 
+What stands in brackets may be left out, or be empty: ``vqa:models/vilt::Is this {prompt}?``.
 ``0.5*NAME`` has a weight; several are summed: ``--reward clip:models/clip 0.1*jpeg``.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from difftilt.adapters.image_rewards.aesthetic import aesthetic
-from difftilt.adapters.image_rewards.answers import answers, image_classifier
+from difftilt.adapters.image_rewards.answers import QUESTION, answers, image_classifier
 from difftilt.adapters.image_rewards.compressibility import JpegSize
 from difftilt.adapters.image_rewards.image_reward import ImageRewardScore
 from difftilt.adapters.image_rewards.image_text import clip, hps, open_clip, pick_score
@@ -70,7 +71,9 @@ def _weighted(name: str) -> tuple[float, str]:
     """``"0.5*jpeg"`` as (0.5, "jpeg"); a name without weight has 1."""
     weight, star, rest = name.partition("*")
     try:
-        return (float(weight), rest.strip()) if star else (1.0, name.strip())
+        # A star behind a colon belongs to a question or a path.
+        is_weighted = star and ":" not in weight
+        return (float(weight), rest.strip()) if is_weighted else (1.0, name.strip())
     except ValueError:
         raise InputError(
             f"{weight!r} of the reward {name!r} is no number; write WEIGHT*NAME"
@@ -86,9 +89,9 @@ def _named(name: str, isolation: Isolation) -> Callable[..., Any]:
             return isolated(name, python=isolation.python, timeout=isolation.timeout)
         return load_reward(name)
     wanted, make = KINDS[kind]
-    parts = [part for part in rest.split(":", len(wanted) - 1 if wanted else 0) if part]
+    parts = rest.split(":", max(0, len(wanted) - 1)) if rest else []
     least = sum(not each.startswith("[") for each in wanted)
-    if not least <= len(parts) <= len(wanted):
+    if not least <= len(parts) <= len(wanted) or not all(parts[:least]):
         raise InputError(f"the reward {name!r} is written {':'.join([kind, *wanted])}")
     return make(isolation, *parts)
 
@@ -112,7 +115,9 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "incompressible": ((), lambda _: JpegSize(-1.0)),
     "classifier": (("FOLDER", "CLASS"), lambda _, folder, label: image_classifier(folder, label)),
     "vqa": (
-        ("FOLDER", "[ANSWER]"),
-        lambda _, folder, answer="yes": answers(folder, answer=answer),
+        ("FOLDER", "[ANSWER]", "[QUESTION]"),
+        lambda _, folder, answer="", question="": answers(
+            folder, question or QUESTION, answer or "yes"
+        ),
     ),
 }
