@@ -153,7 +153,7 @@ def test_a_training_in_sixteen_bits_resumes_bit_for_bit(folder, tmp_path, precis
 
 @pytest.fixture(scope="module")
 def rabbits(folder, tmp_path_factory) -> Path:
-    """The paper's recipe from the command line, three updates of it, with ImageReward's stand-in."""
+    """Three updates of the paper's recipe by the command line, with ImageReward's stand-in."""
     place = tmp_path_factory.mktemp("paper")
     words = ["train", "sd", "--prior", folder, "--python", sys.executable, "--steps", 9]
     words += ["--reward", f"imagereward:{tiny_image_text.image_reward_folder(place / 'model')}"]
