@@ -2,12 +2,15 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
+import tiny_image_text
 import tiny_pipelines
 from difftilt.adapters.image_rewards import JpegSize
 from difftilt.cli import main
@@ -18,7 +21,11 @@ from difftilt.recipes.base import from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.recipes.stable_diffusion import StableDiffusion, paper_training
 from difftilt.report.page import write_report
+from difftilt.rollouts import rollout
+from difftilt.training.plan import Optimisation, Replaying
 from difftilt.training.steps import training_step
+from plain_diffusers import PROMPTS as PLAIN_PROMPTS
+from plain_diffusers import noise_of, plain
 
 PROMPTS = ("a green rabbit", "a red car")
 
@@ -122,6 +129,76 @@ def test_every_baseline_is_a_word_of_the_command_line(folder, name, tmp_path, ca
     assert all(math.isfinite(row.loss) and 0 < row.gradient_norm < math.inf for row in rows)
     moved = [p for n, p in job.posterior.chain.kernel.named_parameters() if "lora_B" in n]
     assert moved and all(bool((p != 0).any()) for p in moved)
+
+
+@pytest.fixture(scope="module")
+def rabbits(folder, tmp_path_factory) -> Path:
+    """The paper's recipe from the command line, three updates, with ImageReward's stand-in."""
+    place = tmp_path_factory.mktemp("paper")
+    words = ["train", "sd", "--prior", folder, "--python", sys.executable, "--steps", 9]
+    words += ["--reward", f"imagereward:{tiny_image_text.image_reward_folder(place / 'model')}"]
+    words += ["--prompt", "cat", "dog", "--training.steps", 3, "--samples", 4]
+    words += ["--training.optimisation.learning-rate", 0.02, "--training.chunk", 24]
+    words += ["--certificate-paths", 16, "--out", place / "run"]
+    with pytest.MonkeyPatch.context() as patch:
+        package = tiny_image_text.image_reward_package(place / "packages")
+        patch.setenv("PYTHONPATH", str(package))
+        main([str(word) for word in words])
+        main(["export", str(place / "run"), str(place / "lora")])
+    return place
+
+
+def test_the_paper_s_recipe_with_image_reward_in_its_own_process(rabbits):
+    run = runs.RunFolder(rabbits / "run")
+    training = run.config["config"]["training"]
+    assert (training["batch"], training["subset"], training["behaviour"]["replay"]) == (12, 8, 10)
+    assert run.read("status")["state"] == "finished"
+    # 0.5 + green + the three letters of either prompt, at each of the updates.
+    assert all(3.5 <= row["log_r"] <= 4.5 for row in run.metrics())
+    evaluation = run.read("evaluation")["rows"]
+    assert {"log Z of 'cat'", "log Z of 'dog'"} <= {row["name"] for row in evaluation}
+
+
+def test_its_export_is_a_lora_of_plain_diffusers(rabbits, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(rabbits / "packages"))
+    _, job = runs.load_run(rabbits / "run")
+    assert job.names == tuple(PLAIN_PROMPTS)
+    chain = job.posterior.chain.given(torch.as_tensor(job.contexts))
+    ours, before = (
+        job.target.prior.decoded(rollout(c, 2, noise_of("sd")).x_0) for c in (chain, chain.prior)
+    )
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(rabbits / "lora")
+    settings = {"num_inference_steps": 9, "guidance_scale": 7.5, "output_type": "pt"}
+    theirs = plain(pipeline, "sd", **settings)
+    moved = float((ours - before).abs().max())
+    assert moved > 1e-3 and float((ours - theirs).abs().max()) < 0.02 * moved
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_warm_start_moves_towards_the_reward(folder, tmp_path):
+    """Mean log r of 300 pictures after a warm start alone, by five errors above the prior's."""
+    (tmp_path / "red.py").write_text(REDNESS)
+    plan = replace(
+        paper_training(),
+        steps=30,
+        warm_start=1.0,
+        batch=16,
+        chunk=64,
+        warm_start_subset=None,
+        optimisation=Optimisation(learning_rate=0.01, ema=0.0, decay_from=0.5),
+        replaying=Replaying(pool_capacity=512, pool_fresh=32),
+    )
+    changes = {"reward": (f"400*{tmp_path / 'red.py'}:log_r",), "prompt": PROMPTS, "training": plan}
+    job = small(folder, **changes).job()
+    state = job.target.state(job.posterior, job.training, job.sources)
+    assert {training_step(state).phase for _ in range(30)} == {"warm start"}
+    prior = replace(job.posterior, chain=job.target.prior.chain)
+    after, before = (job.draw(one, 300, seed=1).log_r for one in (job.posterior, prior))
+    # The same noise: the pairs' differences are what varies.
+    gain = (after - before).double()
+    assert float(gain.mean()) > 5 * float(gain.std()) / math.sqrt(300)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,38 @@ def answering_folder(folder: Path) -> Path:
     return folder
 
 
+STAND_IN = """
+import json
+
+class Model:
+    def __init__(self, offset):
+        self.offset = offset
+
+    def score(self, prompt, image):
+        assert image.mode == "RGB"
+        red, green, blue = image.resize((1, 1)).getpixel((0, 0))
+        return self.offset + green / 255 + len(prompt)
+
+def load(name, med_config):
+    return Model(json.load(open(med_config))["offset"])
+"""
+
+
+def image_reward_package(folder: Path) -> Path:
+    """A package with ImageReward's interface: offset + green + the prompt's length."""
+    folder.mkdir()
+    (folder / "ImageReward.py").write_text(STAND_IN)
+    return folder
+
+
+def image_reward_folder(folder: Path) -> Path:
+    """What that package reads."""
+    folder.mkdir()
+    (folder / "ImageReward.pt").write_bytes(b"")
+    (folder / "med_config.json").write_text('{"offset": 0.5}')
+    return folder
+
+
 def pictures(count: int = 5, height: int = 40, width: int = 52) -> torch.Tensor:
     """Smooth colour pictures with 8-bit values, in [0, 1]."""
     generator = torch.Generator().manual_seed(11)

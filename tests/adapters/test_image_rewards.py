@@ -183,34 +183,11 @@ def test_an_answer_s_log_probability(folders):
     assert torch.allclose(torch.stack(every).sum(0), torch.ones(5), atol=1e-5)
 
 
-STAND_IN = """
-import json
-
-class Model:
-    def __init__(self, offset):
-        self.offset = offset
-
-    def score(self, prompt, image):
-        assert image.mode == "RGB"
-        red, green, blue = image.resize((1, 1)).getpixel((0, 0))
-        return self.offset + green / 255 + len(prompt)
-
-def load(name, med_config):
-    return Model(json.load(open(med_config))["offset"])
-"""
-
-
 @pytest.fixture
 def image_reward_folder(tmp_path, monkeypatch) -> Path:
-    """A package with ImageReward's interface on the path of other interpreters."""
-    (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "ImageReward.py").write_text(STAND_IN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
-    folder = tmp_path / "image-reward"
-    folder.mkdir()
-    (folder / "ImageReward.pt").write_bytes(b"")
-    (folder / "med_config.json").write_text('{"offset": 0.5}')
-    return folder
+    """A folder, and a package with ImageReward's interface on the path of other interpreters."""
+    monkeypatch.setenv("PYTHONPATH", str(tiny.image_reward_package(tmp_path / "packages")))
+    return tiny.image_reward_folder(tmp_path / "image-reward")
 
 
 def test_image_reward_sees_pictures_and_prompts_in_its_own_process(image_reward_folder):
