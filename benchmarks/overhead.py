@@ -315,13 +315,16 @@ def main(
         json_file: write the rows there.
     """
     torch.set_num_threads(threads)
-    rows = [compare(case, kind, repeats, filling) for case in cases for kind in paths]
     heads = f"{'case':<13} {'paths':<17} {'step ms':>8} {'bare ms':>8} {'ratio':>6}"
     print(f"{heads} {'CPU ratio':>9} {'two passes':>10}")
-    for r in rows:
-        times = f"{r['step_ms']:>8.1f} {r['bare_ms']:>8.1f} {r['ratio']:>6.3f}"
-        ratios = f"{r['cpu_ratio']:>9.3f} {r['two_passes']:>10.3f}"
-        print(f"{r['case']:<13} {r['paths']:<17} {times} {ratios}")
+    rows = []
+    for case in cases:
+        for kind in paths:
+            r = compare(case, kind, repeats, filling)
+            rows.append(r)
+            times = f"{r['step_ms']:>8.1f} {r['bare_ms']:>8.1f} {r['ratio']:>6.3f}"
+            ratios = f"{r['cpu_ratio']:>9.3f} {r['two_passes']:>10.3f}"
+            print(f"{case:<13} {kind:<17} {times} {ratios}", flush=True)
     print(f"bar: ratio <= {BAR}")
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1) + "\n")

@@ -84,6 +84,16 @@ def test_the_table_has_a_row_for_a_method_and_knows_its_names():
         PictureBench(["nonsense"], [0], 10)
     with pytest.raises(InputError, match="at least 2 samples"):
         PictureBench(["rtb"], [0], 10, samples=1)
+    with pytest.raises(InputError, match="beta > 0"):
+        PictureBench(["rtb"], [0], 10, betas=(1.0, 0.0))
+
+
+def test_the_table_of_another_beta_aims_at_another_truth():
+    mild, sharp = (sum(len(p.log_r) for p in picture_truth(1, 64, b)) for b in (0.1, 4.0))
+    assert sharp < mild <= 64
+    assert all(bool((p.log_r > -2).all()) for p in picture_truth(1, 64, 40.0))
+    cells = PictureBench(["rtb", "prior"], [0, 1], 10, betas=(0.5, 2.0)).cells()
+    assert [c["beta"] for c in cells.names] == [0.5] * 4 + [2.0] * 4
 
 
 def test_a_posterior_of_prompts_starts_at_the_prior(judging: Judging, unchecked):

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from difftilt.errors import InputError
-from difftilt.report.comparison import compared, draw_comparison
+from difftilt.report.comparison import compared, draw_comparison, draw_front
 from difftilt.report.tables import Spread
 
 
@@ -79,3 +79,21 @@ def test_every_dot_is_inside_its_panel(tmp_path: Path, monkeypatch: pytest.Monke
 def test_another_ending_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"figure\.doc should end in \.png, \.svg or \.pdf"):
         draw_comparison(ROWS, ("ess",), tmp_path / "figure.doc")
+
+
+def test_a_front_has_a_line_per_method_and_bars_of_its_seeds(tmp_path: Path, monkeypatch):
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
+    rows = [
+        {"problem": f"beta{b}", "method": "rtb", "seed": s, "log_r": b + s, "diversity": 2 - b}
+        for b in (2, 1)
+        for s in (0, 1)
+    ]
+    draw_front(rows, "log_r", "diversity", tmp_path / "front.png")
+    (axes,) = drawn[0].axes
+    assert list(axes.lines[0].get_xdata()) == [1.5, 2.5]
+    assert list(axes.lines[0].get_ydata()) == [1, 0]
+    assert axes.get_legend() is not None and (tmp_path / "front.png").stat().st_size > 1000
+    with pytest.raises(InputError, match=r"should end in \.png"):
+        draw_front(rows, "log_r", "diversity", tmp_path / "front.doc")

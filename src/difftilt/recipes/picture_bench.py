@@ -1,7 +1,8 @@
 """The text-to-image table: methods beside rejection truth on prompts that the prior never saw.
 
 Truth is rejection: pictures of the prior, of each prompt, kept with probability ``r^β``. All
-figures are of one prompt at a time, averaged (``tasks.picture_figures``).
+figures are of one prompt at a time, averaged (``tasks.picture_figures``). Several β make a front of
+reward and diversity of each method that aims at a posterior.
 """
 
 import multiprocessing
@@ -43,9 +44,10 @@ class PictureBench:
         samples: pictures drawn of each prompt.
         prompts: how many of the held-out prompts.
         truth_draws: pictures of the prior, of all prompts together, that make the truth.
+        betas: β of the targets.
 
     Raises:
-        InputError: an unknown method, or fewer than two pictures.
+        InputError: an unknown method, fewer than two pictures, or a β that is not positive.
     """
 
     methods: list[str]
@@ -54,6 +56,7 @@ class PictureBench:
     samples: int = 64
     prompts: int = 8
     truth_draws: int = TRUTH_DRAWS
+    betas: Sequence[float] = (BETA,)
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -65,10 +68,12 @@ class PictureBench:
                 f"the table needs at least 2 samples of at least 1 prompt, got "
                 f"samples={self.samples}, prompts={self.prompts}"
             )
+        if not self.betas or min(self.betas) <= 0:
+            raise InputError(f"the table needs beta > 0, got {list(self.betas)}")
 
     def cells(self) -> Cells:
-        """One per method and seed."""
-        names = cells_of(problem=["held_out_prompts"], method=self.methods, seed=self.seeds)
+        """One per β, method and seed."""
+        names = cells_of(beta=list(self.betas), method=self.methods, seed=self.seeds)
         settings = {
             "calls": self.calls,
             "samples": self.samples,
@@ -79,10 +84,14 @@ class PictureBench:
 
     def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
         """A row made in a process of its own, which is what its peak memory is measured of."""
-        truth = picture_truth(self.prompts, self.truth_draws)
-        run = PictureRun(cell["method"], cell["seed"], self.calls, self.samples, self.prompts)
+        beta = cell["beta"]
+        truth = picture_truth(self.prompts, self.truth_draws, beta)
+        full = picture_figures(picture_truth(self.prompts, self.truth_draws))["diversity"]
+        run = PictureRun(cell["method"], cell["seed"], self.calls, self.samples, self.prompts, beta)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return [{**cell, **pool.apply(picture_row, (run, truth))}]
+            row = pool.apply(picture_row, (run, truth))
+        problem = f"held_out_prompts_beta{beta:g}"
+        return [{"problem": problem, **cell, **row, "diversity": row["diversity"] / full}]
 
 
 @dataclass(frozen=True)
@@ -94,25 +103,33 @@ class PictureRun:
     calls: int
     samples: int
     prompts: int
+    beta: float = BETA
 
 
-def bench_judging(prompts: int) -> Judging:
+def bench_judging(prompts: int, beta: float = BETA) -> Judging:
     """The table's task and its judge."""
-    return Judging(picture_task(default_prompts(prompts), STEPS, GUIDANCE, BETA))
+    return Judging(picture_task(default_prompts(prompts), STEPS, GUIDANCE, beta))
 
 
 @cache
-def picture_truth(prompts: int, draws: int = TRUTH_DRAWS) -> tuple[PromptPictures, ...]:
-    """Accepted pictures of the prior of each prompt; the same for every method and seed."""
+def prior_pictures(prompts: int, draws: int) -> tuple[PromptPictures, ...]:
+    """Pictures of the prior of each prompt; the same for every method, seed and β."""
     judging = bench_judging(prompts)
     chain = judging.task.target.prior.chain
-    prior = judging.judged(judging.drawn(chain, draws // prompts, seed=90_001))
-    return tuple(judging.truth(prior, seed=90_002))
+    return tuple(judging.judged(judging.drawn(chain, draws // prompts, seed=90_001)))
+
+
+def picture_truth(
+    prompts: int, draws: int = TRUTH_DRAWS, beta: float = BETA
+) -> tuple[PromptPictures, ...]:
+    """Those that rejection accepts."""
+    prior = prior_pictures(prompts, draws)
+    return tuple(bench_judging(prompts, beta).truth(prior, seed=90_002))
 
 
 def picture_row(run: PictureRun, truth: Sequence[PromptPictures]) -> dict[str, Any]:
     """Make one sampler, draw of every prompt, and measure."""
-    judging = bench_judging(run.prompts)
+    judging = bench_judging(run.prompts, run.beta)
     draws = run.samples * run.prompts
     start = time.perf_counter()
     setting = picture_setting(judging.task, run.calls, draws, run.seed)
@@ -121,10 +138,8 @@ def picture_row(run: PictureRun, truth: Sequence[PromptPictures]) -> dict[str, A
     drawn = judging.drawn(sampler, run.samples, run.seed + 1)
     seconds = time.perf_counter() - start
     figures = picture_figures(judging.judged(drawn), truth)
-    full = picture_figures(truth)["diversity"]
     return {
         **figures,
-        "diversity": figures["diversity"] / full,
         "ess": mean_ess(drawn) if isinstance(sampler, Chain) else None,
         "network_calls": spent,
         "training_seconds": trained,

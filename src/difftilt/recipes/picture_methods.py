@@ -36,6 +36,8 @@ POLICY_RATE = 3e-4
 DENOISING_RATE = 5e-4
 GUIDANCE_AND_SLOPE = LearnedGuidance(LearnedGuidance(), along=DPS())
 NETWORK_CALLS = 30_000
+# What is drawn from RTB's samplers and the prior, which is the posterior of β = 0.
+RTB_FAMILY = ("rtb", "rtb_guidance", "rtb_slope", "prior")
 DEFAULTS = (
     "rtb",
     "rtb_guidance",

@@ -97,15 +97,10 @@ def draw_comparison(rows: Sequence[Row], keys: Sequence[str], path: Path) -> Non
         InputError: the file's ending names no format.
         MissingPackage: matplotlib is not installed.
     """
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"{path} should end in .png, .svg or .pdf")
-    require("matplotlib", "report")
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(row["problem"] for row in rows))
     order = {name: _order(rows, name, keys[0]) for name in names}
     heights = [1 + len(order[name]) for name in names]
-    figure = Figure(figsize=(4.2 * len(keys), 0.24 * sum(heights) + 0.6), layout="constrained")
+    figure = _figure(path, (4.2 * len(keys), 0.24 * sum(heights) + 0.6))
     grid = figure.subplots(len(names), len(keys), squeeze=False, height_ratios=heights)
     for line, name in zip(grid, names, strict=True):
         for axes, key in zip(line, keys, strict=True):
@@ -117,6 +112,67 @@ def draw_comparison(rows: Sequence[Row], keys: Sequence[str], path: Path) -> Non
         axes.set_xlabel(AXES.get(key, key), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def draw_front(rows: Sequence[Row], x: str, y: str, path: Path) -> None:
+    """A point for each method and problem, its bars the spread of seeds; a line per method.
+
+    Arguments:
+        rows: as of ``compared``; problems differ in what is traded, e.g. in β.
+        x: key of the horizontal axis; a method's line follows it.
+        y: key of the vertical one.
+        path: .png, .svg or .pdf.
+
+    Raises:
+        InputError: the file's ending names no format.
+        MissingPackage: matplotlib is not installed.
+    """
+    figure = _figure(path, (6.4, 4.6))
+    axes = figure.subplots()
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        points = sorted(
+            (_middle(found[x]), _middle(found[y]))
+            for found in compared(own, [x, y], x, largest=False)
+        )
+        across, up = zip(*points, strict=True)
+        ours = method.startswith("rtb")
+        axes.errorbar(
+            [value for value, _ in across],
+            [value for value, _ in up],
+            xerr=[spread for _, spread in across],
+            yerr=[spread for _, spread in up],
+            label=method,
+            marker="D" if ours else "o",
+            lw=2 if ours else 1,
+            ms=5,
+            capsize=2,
+        )
+    axes.set_xlabel(AXES.get(x, x), fontsize=9)
+    axes.set_ylabel(AXES.get(y, y), fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _middle(cell: Cell) -> tuple[float, float]:
+    """Value and spread of a number's cell."""
+    if isinstance(cell, Spread):
+        return cell.value, cell.spread
+    assert isinstance(cell, (int, float))
+    return float(cell), 0.0
+
+
+def _figure(path: Path, size: tuple[float, float]) -> Any:
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"{path} should end in .png, .svg or .pdf")
+    require("matplotlib", "report")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def _order(rows: Sequence[Row], problem: str, key: str) -> list[str]:
