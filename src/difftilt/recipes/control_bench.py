@@ -1,7 +1,6 @@
 """The control table: every method on one prior and critic per data set and seed."""
 
 import json
-import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from difftilt.recipes.control import EVALUATION_SEED, seeded
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.cost import Cost
+from difftilt.recipes.processes import in_own_process
 from difftilt.tasks.control.acting import acting
 from difftilt.tasks.control.data import load_data
 from difftilt.tasks.control.evaluation import Policy, evaluate
@@ -75,10 +75,8 @@ class ControlBench:
         The first one of a data set and seed also fits prior and critic, which the others find in
         the cache.
         """
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            asked = (self, cell["problem"], cell["method"], cell["seed"])
-            return [pool.apply(control_row, asked)]
+        asked = (self, cell["problem"], cell["method"], cell["seed"])
+        return [in_own_process(control_row, *asked)]
 
 
 def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[str, Any]:

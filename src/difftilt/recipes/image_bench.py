@@ -6,7 +6,6 @@ says which samples are of the wanted garments, and how diverse those are.
 """
 
 import math
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,6 +18,7 @@ from difftilt.diagnostics.features import diversity, frechet_distance
 from difftilt.loading import load
 from difftilt.posteriors import Target
 from difftilt.recipes.image_methods import image_methods, setting_of
+from difftilt.recipes.processes import in_own_process
 from difftilt.recipes.rejection import (
     CHUNK,
     RejectionBench,
@@ -94,9 +94,7 @@ class ImageBench(RejectionBench):
 
     def row(self, run: Run) -> Row:
         """In a process of its own, which is what the row's peak memory is measured of."""
-        truth = truth_of(run.target)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(image_row, (run, truth))
+        return in_own_process(image_row, run, truth_of(run.target))
 
 
 ImageRun, ImageTruth = Run, Truth

@@ -5,7 +5,6 @@ figures are of one prompt at a time, averaged (``tasks.picture_figures``). Sever
 reward and diversity of each method that aims at a posterior.
 """
 
-import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from difftilt.recipes.picture_task import (
     default_prompts,
     picture_task,
 )
+from difftilt.recipes.processes import in_own_process
 from difftilt.sampling import Samples
 from difftilt.tasks.picture_figures import PromptPictures, picture_figures
 
@@ -88,8 +88,7 @@ class PictureBench:
         truth = picture_truth(self.prompts, self.truth_draws, beta)
         full = picture_figures(picture_truth(self.prompts, self.truth_draws))["diversity"]
         run = PictureRun(cell["method"], cell["seed"], self.calls, self.samples, self.prompts, beta)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            row = pool.apply(picture_row, (run, truth))
+        row = in_own_process(picture_row, run, truth)
         problem = f"held_out_prompts_beta{beta:g}"
         return [{"problem": problem, **cell, **row, "diversity": row["diversity"] / full}]
 
