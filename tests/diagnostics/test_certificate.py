@@ -158,6 +158,57 @@ def test_the_paths_it_asks_for_suffice():
     assert enough.total_variation.upper < true_total_variation("good") + 0.06
 
 
+def rare(missed: float, effective: float, n: int, seed: int, log_bound: float | None = None):
+    """Of a posterior that few prior paths reach; its sampler is exact but for the missed share."""
+    mass = 4 * effective / 4096
+    prior = torch.tensor([1 - mass, (1 - missed) * mass, missed * mass], dtype=torch.float64)
+    reward = torch.tensor([1e-9, 1.0, 1.0], dtype=torch.float64)
+    q = prior * reward * torch.tensor([1.0, 1.0, 1e-9])
+    log_ratio, generator = (q / q.sum() / prior).log(), torch.Generator().manual_seed(seed)
+    own = torch.multinomial(q, n - n // 4, True, generator=generator)
+    of_prior = torch.multinomial(prior, n // 4, True, generator=generator)
+    sets = [PathScores(log_ratio[rows], reward.log()[rows]) for rows in (own, of_prior)]
+    return certify_weights(*sets, log_bound=log_bound)
+
+
+@pytest.mark.parametrize(("missed", "effective"), [(0.4, 20), (0.3, 31), (0.15, 10), (0.15, 31)])
+def test_without_a_bound_a_sampler_that_misses_much_is_not_trusted(missed: float, effective: float):
+    """None of 60: above 20 % at most 1 in 200 may be, of the two of 15 % about 0 and 1 in 150."""
+    found = [rare(missed, effective, 4096, seed) for seed in range(60)]
+    assert not any(one.trust for one in found)
+    said = {one.verdict.split(":")[0] for one in found}
+    assert said <= {"draws too few", "do not trust"}
+
+
+def test_without_a_bound_a_sampler_that_covers_is_trusted():
+    """The sampler that misses nothing, where some 40 prior paths count: 40 of 40."""
+    assert all(rare(1e-6, 40, 4096, seed).trust for seed in range(40))
+
+
+def test_the_prior_paths_it_asks_for_suffice():
+    """More often than not: a dozen effective paths say how many are needed within a third."""
+    few = rare(1e-6, 12, 4096, 0)
+    assert few.verdict.startswith("draws too few: only ")
+    asked = int(few.verdict.split("about ")[1].split(" paths")[0].replace(",", ""))
+    assert sum(rare(1e-6, 12, asked, seed).trust for seed in range(20)) > 10
+
+
+def test_little_missed_with_confidence_is_an_alarm():
+    """A third of 40 effective paths is missed: fewer than 4 standard errors, and surely > 5 %."""
+    found = rare(0.3, 40, 4096, 1)
+    missing = found.reverse_missing
+    assert missing is not None
+    assert missing.low > 0.05
+    assert found.verdict.startswith("do not trust: the sampler misses what ")
+
+
+def test_a_bound_that_leaves_a_third_open_is_no_trust():
+    """30 % missed and a bound declared: proven TV ≤ 0.3 in at most 1 of 100, here in 0 of 20."""
+    found = [rare(0.3, 60, 4096, seed, log_bound=0.0) for seed in range(20)]
+    assert all(one.total_variation.upper >= 0.3 for one in found)
+    assert not any(one.trust for one in found)
+
+
 def test_beta_is_a_power_of_the_reward():
     q = SAMPLERS["good"]
     found = []

@@ -131,6 +131,18 @@ def test_reverse_check_states_what_few_paths_leave_open():
         reverse_check(torch.zeros(3), torch.full((3,), -math.inf), 0.0)
 
 
+@pytest.mark.parametrize("missed", [0.05, 0.2])
+def test_the_upper_end_of_the_reverse_check_covers_with_few_paths(missed: float):
+    """30 equal paths, 99 %: the upper end fails in at most 1 of 100 by the binomial law."""
+    failed = 0.0
+    for count in range(31):
+        log_ratio = torch.where(torch.arange(30) < count, -9.0, 0.0)
+        high = reverse_check(log_ratio, torch.zeros(30), 0.0).high
+        chance = math.comb(30, count) * missed**count * (1 - missed) ** (30 - count)
+        failed += chance * (high < missed)
+    assert failed <= 0.01
+
+
 def test_reverse_check_sees_paths_that_the_sampler_cannot_make():
     log_ratio = torch.tensor([-math.inf, 0.0, -math.inf])
     log_r = torch.tensor([0.0, 0.0, -math.inf])

@@ -117,9 +117,10 @@ def reverse_check(
         log_r: (n,) ``β log r`` of the same paths.
         log_z: the defensive log Z, nats.
         threshold: nats; 3 means below 1/20 of the fair density.
-        confidence: of the interval, clipped to [0, 1]. Its upper end is never below
-            ``1 - ((1 - confidence) / 2)^(1 / k)``, the exact one of k paths that all pass, k the
-            effective number of paths.
+        confidence: of the interval, clipped to [0, 1]. Its lower end is the central limit's, its
+            upper end the score's (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212) with the effective
+            number k of paths, and never below ``1 - ((1 - confidence) / 2)^(1 / k)``, the exact one
+            of k paths that all pass.
 
     Raises:
         InputError: no prior path has a positive reward.
@@ -131,10 +132,11 @@ def reverse_check(
     missed = (log_weights(log_ratio, log_r) - log_z > threshold).double()
     value = (share * missed).sum().item()
     error = (share * (missed - value)).norm().item()
-    half = normal_quantile(confidence) * error
-    effective = effective_sample_size(log_r) * len(log_r)
-    high = max(value + half, 1 - ((1 - confidence) / 2) ** (1 / effective))
-    return Estimate(value, error, max(0.0, value - half), min(1.0, high), confidence)
+    z, effective = normal_quantile(confidence), effective_sample_size(log_r) * len(log_r)
+    extra = z**2 / (2 * effective)
+    score = (value + extra + math.hypot(z * error, extra)) / (1 + 2 * extra)
+    high = min(1.0, max(score, 1 - ((1 - confidence) / 2) ** (1 / effective)))
+    return Estimate(value, error, max(0.0, value - z * error), high, confidence)
 
 
 def detection_limit(log_z: float, log_bound: float, n_prior: int, hits: float = 5.0) -> float:

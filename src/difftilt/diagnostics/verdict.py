@@ -2,25 +2,31 @@
 
 In this order:
 
-1. *do not trust*: the prior paths find what the sampler's do not, or more than half of the
-   sampler's paths would have to move (total variation above 0.5).
-2. *draws too few*: nothing was found wrong, and nothing could have been.
+1. *do not trust*: the prior paths find what the sampler's do not, or more than 30 % of the
+   sampler's paths would have to move (total variation above 0.3).
+2. *draws too few*: nothing was found wrong, and too much could be. With a known bound of the
+   reward: the proven total variation is above 0.3. Without: so is the estimated upper end, or the
+   reverse check cannot exclude that more than 20 % of the posterior is missed.
 3. *TV ≤ x at 99 %*: proven, for a reward of known bound.
-4. *estimate*: the same without a bound.
+4. *estimate*: without a bound; what no prior path has shown is not in it.
 
-An alarm needs both a size that matters (5 % of the mass) and 4 standard errors, so that it rings
-by chance about once in 30,000 certificates.
+An alarm of missed mass needs a size that matters (5 % of the mass) and either 4 standard errors,
+which chance gives about once in 30,000 certificates, or an interval that lies above 5 % as a whole.
 """
 
 import math
 from typing import TYPE_CHECKING
+
+from difftilt.diagnostics.intervals import normal_quantile
 
 if TYPE_CHECKING:
     from difftilt.diagnostics.certificate import Certificate
 
 ALARM_ERRORS = 4.0  # standard errors
 ALARM_MASS = 0.05  # of the posterior
-FAR = 0.5  # total variation that is far, or a bound that says little
+FAR = 0.3  # total variation that is far, or a bound that says little
+MISSED = 0.2  # of the posterior: what may be missed unseen where no bound is known
+SLACK = 0.05  # how far the paths that are asked for bring an upper end above its estimate
 FEW_PRIOR = 10.0  # effective prior paths below which the prior's view of the posterior is void
 FEW = 50.0  # effective paths of the mixture below which its standard error is
 
@@ -62,7 +68,7 @@ def _missing_share(certificate: "Certificate") -> float:
     if missing is None or certificate.effective_prior < FEW_PRIOR:
         return 0.0
     sure = missing.value > max(ALARM_MASS, ALARM_ERRORS * missing.standard_error)
-    return missing.value if sure else 0.0
+    return missing.value if sure or missing.low > ALARM_MASS else 0.0
 
 
 def _collapse(certificate: "Certificate") -> str | None:
@@ -78,35 +84,64 @@ def _collapse(certificate: "Certificate") -> str | None:
     return None
 
 
-def paths_wanted(certificate: "Certificate", slack: float = 0.05) -> float:
-    """About how many paths bring the bound within ``slack`` of the total variation itself.
+def _slack(certificate: "Certificate") -> float:
+    """How near its estimate the upper end of the total variation has to come."""
+    return max(0.01, min(SLACK, FAR - certificate.total_variation.value))
+
+
+def paths_to_prove(certificate: "Certificate") -> float:
+    """About how many paths bring the bound within the slack of the total variation itself.
 
     The betting bound of Z lies ``(M / a Z) (ln(1 / error) + 2) / n`` above it where nothing is
     missed.
     """
     assert certificate.log_bound is not None
-    log_m = certificate.beta * certificate.log_bound
+    log_m, error = certificate.beta * certificate.log_bound, (1 - certificate.confidence) / 2
     excess = log_m - math.log(certificate.share) - certificate.defensive.best.value
-    return math.exp(min(excess, 600.0)) * (math.log(2 / (1 - certificate.confidence)) + 2) / slack
+    return math.exp(min(excess, 600.0)) * (2 - math.log(error)) / _slack(certificate)
+
+
+def paths_to_look(certificate: "Certificate") -> float:
+    """About how many paths let the reverse check either ring or exclude that much is missed."""
+    missing, error = certificate.reverse_missing, (1 - certificate.confidence) / 2
+    assert missing is not None
+    none_missed = math.log(error) / math.log(1 - MISSED + SLACK) / certificate.effective_prior
+    half = normal_quantile(certificate.confidence) * missing.standard_error
+    room = max(MISSED - SLACK - missing.value, missing.value - ALARM_MASS)
+    return certificate.n * max(none_missed, (half / room) ** 2)
+
+
+def _unlooked(certificate: "Certificate") -> str | None:
+    """Why the prior paths cannot show a missed mode, or None."""
+    missing, bound = certificate.reverse_missing, certificate.total_variation
+    only = f"only {certificate.effective_prior:.1f} effective prior paths reach the posterior"
+    if missing is None:
+        return f"{only} to look for missed modes"
+    unsafe = bound.kind == "estimate" and missing.high > MISSED
+    if not unsafe and certificate.effective_prior >= FEW_PRIOR:
+        return None
+    wanted, most = count_text(paths_to_look(certificate)), percent(missing.high)
+    return f"{only}, so that {most} of it may be missed; about {wanted} paths would tell"
 
 
 def _too_few(certificate: "Certificate") -> str | None:
     """Why the draws cannot support a claim, or None."""
-    bound = certificate.total_variation
+    bound, defensive = certificate.total_variation, certificate.defensive
     if bound.kind == "bound" and bound.upper <= FAR:
         return None
-    defensive = certificate.defensive
-    if certificate.effective_prior < FEW_PRIOR:
-        count = f"{certificate.effective_prior:.1f}"
-        return f"only {count} effective prior paths reach the posterior to look for missed modes"
+    if unlooked := _unlooked(certificate):
+        return unlooked
     if defensive.ess * certificate.n < FEW:
         return f"the weights are worth {defensive.ess * certificate.n:.0f} draws"
     if defensive.k_hat > certificate.k_threshold and certificate.log_bound is None:
         return f"the defensive weights are heavy-tailed (k-hat {defensive.k_hat:.2f})"
+    if bound.upper <= FAR:
+        return None
     if bound.kind == "bound":
-        at = f"TV ≤ {round_up(bound.upper)} at {confidence_text(bound.confidence)}"
-        return f"{at} proves little; about {count_text(paths_wanted(certificate))} paths would do"
-    return None
+        at = f"TV ≤ {round_up(bound.upper)} at {confidence_text(bound.confidence)} proves little"
+        return f"{at}; about {count_text(paths_to_prove(certificate))} paths would do"
+    wanted = certificate.n * ((bound.upper - bound.value) / _slack(certificate)) ** 2
+    return f"TV may be {round_up(bound.upper)}; about {count_text(wanted)} paths would do"
 
 
 def _cautions(certificate: "Certificate") -> list[str]:
