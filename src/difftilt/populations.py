@@ -25,7 +25,14 @@ from difftilt.diagnostics.certificate import Certificate, Expense, PathScores, c
 from difftilt.errors import InputError
 from difftilt.noise import StreamNoise
 from difftilt.rollouts import rollout
-from difftilt.sampling import Samples, Tilted, batches, bound_rows
+from difftilt.sampling import (
+    SCORED_TWICE,
+    Samples,
+    Tilted,
+    batches,
+    bound_rows,
+    reward_noise,
+)
 from difftilt.smc.population import Ends, Population
 
 ROWS_AT_ONCE = 4096
@@ -102,7 +109,9 @@ class PopulationSampler:
         assert ends.log_z is not None
         own = PathScores(_log_ratio(ends.log_r, ends.log_z, self.target.beta), ends.log_r)
         calls = self.chain.calls.total - before
-        expense = Expense(network_calls=calls, reward_calls=ends.reward_calls + asked)
+        condition = bound_rows(self.chain, range(min(SCORED_TWICE, len(ends.x_0)))).condition
+        noise, twice = reward_noise(self.target, ends.x_0, condition)
+        expense = Expense(calls, ends.reward_calls + asked + twice, noise)
         bound = self.target.log_bound
         return certify_weights(own, prior, self.target.beta, bound, confidence, expense)
 

@@ -9,6 +9,7 @@ log-ratio ``Λ`` to the prior and their reward.
 * ``certify``: how near the chain is to the posterior.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,7 @@ from difftilt.smc.resampling import systematic
 Correction = Literal["snis", "mh", "smc"]
 CORRECTIONS = ("snis", "mh", "smc")
 CERTIFIED_AT_ONCE = 512
+SCORED_TWICE = 8
 
 
 @dataclass(frozen=True)
@@ -218,12 +220,30 @@ def certify(
         _scores(chain, target, rows, seed + 1, of_prior=True)
         for rows in batches(n_prior, CERTIFIED_AT_ONCE)
     ]
-    expense = Expense(network_calls=chain.calls.total - before, reward_calls=n)
+    calls, first = chain.calls.total - before, own[0][1]
+    noise, asked = reward_noise(target, first.x_0, first.condition)
+    expense = Expense(network_calls=calls, reward_calls=n + asked, reward_noise=noise)
     scores = (_joined(own), _joined(prior))
     return certify_weights(*scores, target.beta, target.log_bound, confidence, expense)
 
 
-def _scores(chain: Chain, target: Tilted, rows: range, seed: int, of_prior: bool) -> PathScores:
+def reward_noise(
+    target: Tilted, x_0: Shaped[Tensor, "B ..."], condition: Tensor | None
+) -> tuple[float, int]:
+    """Standard deviation of repeated calls of log r on one x_0, nats, and the calls it took.
+
+    The first few x_0 are scored twice in batches of one size, because a deterministic network may
+    round differently in another; 0 if both calls agree to the bit, inf if r vanishes in one alone.
+    """
+    few, condition = x_0[:SCORED_TWICE], None if condition is None else condition[:SCORED_TWICE]
+    first, second = (target.log_reward(few, condition).double() for _ in range(2))
+    difference = torch.where(first == second, 0.0, first - second)
+    return math.sqrt(difference.square().mean().item() / 2), 2 * len(few)
+
+
+def _scores(
+    chain: Chain, target: Tilted, rows: range, seed: int, of_prior: bool
+) -> tuple[PathScores, Path]:
     bound = bound_rows(chain, rows)
     source = bound.prior if of_prior else bound
     path = rollout(source, len(rows), StreamNoise(seed, rows), record=of_prior)
@@ -232,10 +252,11 @@ def _scores(chain: Chain, target: Tilted, rows: range, seed: int, of_prior: bool
         with torch.no_grad():
             ratio = log_ratio(bound, path, 4096)
     assert ratio is not None
-    return PathScores(ratio, target.log_reward(path.x_0, path.condition))
+    return PathScores(ratio, target.log_reward(path.x_0, path.condition)), path
 
 
-def _joined(scores: list[PathScores]) -> PathScores:
+def _joined(scored: list[tuple[PathScores, Path]]) -> PathScores:
+    scores = [each for each, _ in scored]
     return PathScores(
         torch.cat([s.log_ratio for s in scores]), torch.cat([s.log_r for s in scores])
     )

@@ -217,7 +217,7 @@ def _numbers(certificate: Certificate) -> Html:
 
 def _evidence(certificate: Certificate) -> list[Row]:
     best = best_path(certificate)
-    proven = best[1] == "betting" and not number(certificate, "reward_noise")
+    proven = best[1] == "betting" and _proven(certificate)
     how = "holds for every n" if proven else "holds for large n"
     meanings = [
         ("ELBO", ("elbo",), "Lower bound of log Z; the gap is KL(sampler ‖ posterior) of paths."),

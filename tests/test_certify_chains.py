@@ -1,0 +1,54 @@
+"""What ``certify`` makes of a chain and a reward: noise, bounds, conditions, too few paths."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+import difftilt
+from difftilt.posteriors import Posterior
+
+
+def posterior(log_reward, log_bound: float | None = None) -> Posterior:
+    """The untrained posterior of N(0, I) in the plane: the prior itself."""
+    prior = difftilt.latent(lambda z: z, (2,), steps=3)
+    return prior.tilt(log_reward, log_bound=log_bound).posterior()
+
+
+def noisy(x: Tensor) -> Tensor:
+    """log r uniform on (-2, 0) afresh on each call: standard deviation 0.577."""
+    return -2 * torch.rand(len(x))
+
+
+def test_a_noisy_reward_is_flagged_and_proves_nothing():
+    """8 pairs tell the standard deviation within a factor of 3 in 999 of 1,000."""
+    torch.manual_seed(0)
+    chain = posterior(noisy, log_bound=0.0)
+    population = chain.target.population(difftilt.ImportanceResampling(4))
+    for found in (chain.certify(600), population.certify(600)):
+        assert found.reward_noise is not None
+        assert 0.19 < found.reward_noise < 1.73
+        assert found.total_variation.kind == "estimate"
+        assert not found.verdict.startswith("TV")
+        assert any("the reward is noisy" in text for text in found.warnings)
+
+
+def test_a_deterministic_network_is_not_called_noisy():
+    """Rows of another batch may be rounded in another way; the same batch twice is not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 512), nn.Tanh(), nn.Linear(512, 1))
+    chain = posterior(lambda x: -network(x)[:, 0].square(), log_bound=0.0)
+    found = chain.certify(600)
+    assert found.reward_noise == 0
+    assert found.total_variation.kind == "bound"
+    assert found.reward_calls == 600 + 16
+    assert not any("noisy" in text for text in found.warnings)
+
+
+def test_a_reward_that_vanishes_in_one_call_alone_is_noisy():
+    torch.manual_seed(0)
+    chance = posterior(lambda x: torch.where(torch.rand(len(x)) < 0.5, 0.0, -math.inf), 0.0)
+    always = posterior(lambda x: torch.where(x[:, 0] > 0, 0.0, -math.inf), 0.0)
+    assert chance.certify(200).reward_noise == math.inf
+    assert chance.certify(200).to_dict()["reward_noise"] is None
+    assert always.certify(200).reward_noise == 0
