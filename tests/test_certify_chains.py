@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -52,3 +53,18 @@ def test_a_reward_that_vanishes_in_one_call_alone_is_noisy():
     assert chance.certify(200).reward_noise == math.inf
     assert chance.certify(200).to_dict()["reward_noise"] is None
     assert always.certify(200).reward_noise == 0
+
+
+@pytest.mark.parametrize(("beta", "log_bound"), [(1.0, 0.0), (50.0, 0.0), (2.0, -300.0)])
+def test_a_reward_a_rounding_above_its_bound_is_trained_and_certified(beta, log_bound):
+    """What the check of the reward lets pass, the certificate takes into its proof."""
+    excess = 0.9e-5 * (1 + abs(log_bound))
+    prior = difftilt.latent(lambda z: z, (2,), steps=3)
+    target = prior.tilt(lambda x: torch.full((len(x),), log_bound + excess), beta, log_bound)
+    found = target.posterior().certify(400)
+    assert found.defensive.best.low <= beta * (log_bound + excess) <= found.defensive.best.high
+    assert found.log_bound == log_bound
+    with pytest.raises(difftilt.RewardError, match="above its bound"):
+        prior.tilt(lambda x: torch.full((len(x),), log_bound + 2 * excess), beta, log_bound).score(
+            torch.zeros(3, 2)
+        )

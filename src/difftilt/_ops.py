@@ -16,6 +16,11 @@ def over_event(values: Shaped[Tensor, " B"], x: Float[Tensor, "..."]) -> Shaped[
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
+def above(log_bound: float) -> float:
+    """A bound of log r, nats, and as far above it as float32 may carry a reward that keeps it."""
+    return log_bound + 1e-5 * (1.0 + abs(log_bound))
+
+
 def log_mean_exp(log_values: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, "..."]:
     """``log mean exp`` along one axis, without overflow."""
     count = log_values.shape[dim]

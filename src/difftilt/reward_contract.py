@@ -25,6 +25,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt import isolation_worker as worker
+from difftilt._ops import above
 from difftilt.errors import DifftiltError, InputError, RewardError
 
 LogReward = Callable[..., Any]
@@ -160,7 +161,7 @@ class CheckedReward:
     def _checked(self, value: Any, x_0: Tensor) -> Tensor:
         with _naming(self.name):
             log_r = _as_tensor(value, x_0)
-            limit = math.inf if self.bound is None else self.bound + _rounding(self.bound)
+            limit = math.inf if self.bound is None else above(self.bound)
             is_good = (log_r < math.inf) & (log_r <= limit)
             if not is_good.all():
                 raise worker.Unusable(_complaint(log_r.detach(), self.bound))
@@ -220,11 +221,6 @@ def _as_tensor(value: Any, x_0: Tensor) -> Tensor:
     return value.reshape(batch).to(x_0.device, wide)
 
 
-def _rounding(bound: float) -> float:
-    """How far float32 may carry a value above its bound."""
-    return 1e-5 * (1.0 + abs(bound))
-
-
 def _complaint(log_r: Tensor, bound: float | None) -> str:
     nan, infinite = log_r.isnan(), log_r == math.inf
     if nan.any():
@@ -233,7 +229,7 @@ def _complaint(log_r: Tensor, bound: float | None) -> str:
         what, rows, remedy = "+inf", infinite, "log r must be finite, or -inf where r = 0"
     else:
         assert bound is not None
-        rows = log_r > bound + _rounding(bound)
+        rows = log_r > above(bound)
         what = f"log r above its bound of {bound:g} nats (up to {log_r.max().item():g})"
         remedy = "declare a higher bound"
     count, first = int(rows.sum()), int(rows.int().argmax())

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from difftilt._ops import above
 from difftilt.diagnostics import evidence
 from difftilt.diagnostics.closeness import (
     TotalVariation,
@@ -150,7 +151,7 @@ def _check_settings(beta: float, log_bound: float | None, log_r: Float[Tensor, "
     if log_r.max() == -math.inf:
         raise InputError("log r is -inf on every path: there is no posterior to certify")
     highest = log_r.max().item() / beta
-    if log_bound is not None and not highest <= log_bound + 1e-6 * max(1.0, abs(log_bound)):
+    if log_bound is not None and not highest <= above(log_bound):
         raise InputError(
             f"log r reaches {highest:.6g}, above log_bound = {log_bound:.6g}: the proof would not "
             "hold; declare a larger bound, or None"
@@ -194,7 +195,8 @@ def certify_weights(
         posterior: n_q independent paths of the sampler, n_q ≥ 2.
         prior: n_p independent paths of the prior, n_p ≥ 2.
         beta: power of the reward, > 0.
-        log_bound: upper bound of log r, nats, before the power β; None if none is known.
+        log_bound: upper bound of log r, nats, before the power β; None if none is known. Its
+            rounding in float32, 1e-5 of 1 + |bound|, is allowed for.
         confidence: of every interval and bound, each by itself.
         expense: what the paths cost; copied into the certificate.
 
@@ -207,7 +209,8 @@ def certify_weights(
     _check_settings(beta, log_bound, both.log_r)
     n, n_prior = len(both.log_r), len(p.log_r)
     share, of_prior = n_prior / n, torch.arange(n) >= n - n_prior
-    log_m = None if log_bound is None else beta * log_bound
+    # What the reward's check lets pass above the bound belongs to the proof.
+    log_m = None if log_bound is None else beta * above(log_bound)
     log_omega = evidence.defensive_log_weights(both.log_ratio, both.log_r, share)
     defensive = evidence.defensive_log_evidence(log_omega, share, log_m, confidence, of_prior)
     z, log_w = defensive.best.value, log_weights(q.log_ratio, q.log_r)

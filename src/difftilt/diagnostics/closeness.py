@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from difftilt._ops import above
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.diagnostics.intervals import (
     Estimate,
@@ -170,10 +171,10 @@ def rejection_indices(
         InputError: a reward exceeds the bound.
     """
     log_r = check_log_weights(log_r, "log_r")
-    if log_r.max().item() > log_bound + 1e-6 * max(1.0, abs(log_bound)):
+    if log_r.max().item() > above(log_bound):
         raise InputError(
             f"log r^β reaches {log_r.max().item():.6g}, above the declared bound {log_bound:.6g}; "
             "rejection would be biased: declare a larger bound"
         )
     uniform = torch.rand(len(log_r), generator=generator, dtype=torch.float64, device=log_r.device)
-    return torch.nonzero(uniform.log() < log_r - log_bound).flatten()
+    return torch.nonzero(uniform.log() < log_r - above(log_bound)).flatten()

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from difftilt._ops import above
 from difftilt.diagnostics.intervals import (
     Estimate,
     bernstein_half_width,
@@ -253,13 +254,13 @@ def defensive_log_evidence(
     clt = _log_estimate(weights.mean().item(), error, confidence, log_top)
     bernstein = betting = None
     if log_bound is not None:
-        log_scale = _log_largest_weight(log_bound, share, stratum)
-        if log_top > log_scale + 1e-6 * max(1.0, abs(log_bound)):
+        log_scale = _log_largest_weight(above(log_bound), share, stratum)
+        if log_top > log_scale:
             raise InputError(
                 f"a defensive weight of {log_top:.6g} nats exceeds its bound {log_scale:.6g}: "
                 f"log r^β ≤ {log_bound:.6g} does not hold; declare a larger bound, or None"
             )
-        unit = (log_omega - log_scale).exp().clamp(max=1)
+        unit = (log_omega - log_scale).exp()
         bernstein, betting = _proven(unit, clt, log_scale)
     ess, k_hat = effective_sample_size(log_omega), pareto_k(log_omega)
     return DefensiveEvidence(clt, bernstein, betting, ess, k_hat)
