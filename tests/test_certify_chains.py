@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import difftilt
-from difftilt.posteriors import Posterior
+from difftilt.errors import InputError
+from difftilt.posteriors import Posterior, Prior
+from toys import Likelihood, gaussian_chain
 
 
 def posterior(log_reward, log_bound: float | None = None) -> Posterior:
@@ -68,3 +70,19 @@ def test_a_reward_a_rounding_above_its_bound_is_trained_and_certified(beta, log_
         prior.tilt(lambda x: torch.full((len(x),), log_bound + 2 * excess), beta, log_bound).score(
             torch.zeros(3, 2)
         )
+
+
+def test_several_conditions_have_no_certificate_in_common():
+    chain, reward = gaussian_chain(), Likelihood(y=(-0.5, 0.5, 1.5, 2.5))
+    several = Posterior(Prior(chain).tilt(reward), chain).given(torch.arange(4))
+    population = several.target.population(difftilt.ImportanceResampling(4), chain)
+    with pytest.raises(InputError, match=r"of one condition .* got 4 conditions; use certify_each"):
+        several.certify(64)
+    with pytest.raises(
+        InputError, match=r"of one condition .* got 4 conditions; certify with each"
+    ):
+        population.given(torch.arange(4)).certify(64)
+    assert several.sample(4).shape == (4, 1)
+    for draw in (several.sample, population.given(torch.arange(4)).sample):
+        with pytest.raises(InputError, match="4 conditions are bound, too few for 64 samples"):
+            draw(64)

@@ -31,6 +31,7 @@ from difftilt.sampling import (
     Tilted,
     batches,
     bound_rows,
+    check_one_condition,
     reward_noise,
 )
 from difftilt.smc.population import Ends, Population
@@ -97,10 +98,11 @@ class PopulationSampler:
             seed: of the systems.
 
         Raises:
-            InputError: share outside (0, 1), too few systems, a method without an unbiased Ẑ, or
-                one whose resampling has no exact conditional run.
+            InputError: several conditions are bound, share outside (0, 1), too few systems, a
+                method without an unbiased Ẑ, or one whose resampling has no exact conditional run.
         """
         self.method.check_conditional()
+        check_one_condition(self.chain, "certificates", "certify with each by itself")
         if not 0 < share < 1:
             raise InputError(f"share must lie in (0, 1), got {share}")
         before, n_prior = self.chain.calls.total, max(2, round(share * n))

@@ -73,12 +73,30 @@ def batches(n: int, batch: int) -> Iterator[range]:
 
 
 def bound_rows(chain: Chain, rows: range) -> Chain:
-    """The chain with the conditions of some samples; a single one serves all."""
+    """The chain with the conditions of some samples; a single one serves all.
+
+    Raises:
+        InputError: several conditions are bound, but fewer than samples.
+    """
     if chain.condition is None:
         return chain
     if len(chain.condition) == 1:
         return chain.given(chain.condition.expand(len(rows), *chain.condition.shape[1:]))
+    if len(chain.condition) < rows.stop:
+        raise InputError(
+            f"{len(chain.condition)} conditions are bound, too few for {rows.stop} samples; bind a "
+            "single one for all samples, or one for each"
+        )
     return chain.given(chain.condition[rows.start : rows.stop])
+
+
+def check_one_condition(chain: Chain, what: str, remedy: str) -> None:
+    """Refuse several bound conditions where samples of one are weighed against each other."""
+    if chain.condition is not None and len(chain.condition) != 1:
+        raise InputError(
+            f"{what} weigh samples of one condition against each other, got "
+            f"{len(chain.condition)} conditions; {remedy}"
+        )
 
 
 def sample_paths(chain: Chain, n: int, seed: int, batch: int = 1024, record: bool = False) -> Path:
@@ -133,11 +151,7 @@ def corrected_sample(
         raise InputError(f"unknown correction {correct!r}; choose one of {', '.join(CORRECTIONS)}")
     if effort < 1:
         raise InputError(f"effort must be at least 1, got {effort}")
-    if chain.condition is not None and len(chain.condition) != 1:
-        raise InputError(
-            f"corrections weigh samples of one condition against each other, got "
-            f"{len(chain.condition)} conditions; draw each condition by itself"
-        )
+    check_one_condition(chain, "corrections", "draw each condition by itself")
     generator = torch.Generator().manual_seed(seed)
     if correct == "smc":
         return _particles(chain, target, n, effort, generator)
@@ -206,8 +220,9 @@ def certify(
         seed: of the paths.
 
     Raises:
-        InputError: share outside (0, 1) or too few paths.
+        InputError: several conditions are bound, share outside (0, 1), or too few paths.
     """
+    check_one_condition(chain, "certificates", "use certify_each, or bind one of them")
     if not 0 < share < 1:
         raise InputError(f"share must lie in (0, 1), got {share}")
     before = chain.calls.total
