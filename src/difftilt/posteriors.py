@@ -25,6 +25,7 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
+from difftilt.fingerprints import chain_record
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.guidance.base import Guidance
 from difftilt.kernels import VectorKernel
@@ -69,6 +70,12 @@ class Prior:
     def fingerprint(self) -> str:
         """SHA-256 of the weights where the source has them, else the name of the source."""
         return self.source if self.pipeline is None else self.pipeline.fingerprint
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of it, as JSON: source, fingerprint, and the chain in a few numbers."""
+        chain = chain_record(self.chain, weights=self.pipeline is None)
+        return {"source": self.source, "fingerprint": self.fingerprint, "chain": chain}
 
     def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Shaped[Tensor, "n ..."]:
         """``n`` independent samples (decoded), one stream per sample."""

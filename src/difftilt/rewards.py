@@ -15,9 +15,12 @@ None: with a bound the certificate is a guarantee, without one an estimate. ``Ch
 every reward enters the package: detached, (B,), float32 or wider, or one clear error.
 """
 
+import hashlib
 import math
 import numbers
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import final
 
 import torch
@@ -48,6 +51,7 @@ __all__ = [
     "as_reward",
     "load_reward",
     "reward_bound",
+    "reward_digest",
 ]
 
 
@@ -64,6 +68,18 @@ def load_reward(spec: str) -> LogReward:
         return worker.load(spec)
     except worker.Unusable as error:
         raise InputError(f"reward {spec!r} {error}") from error.__cause__
+
+
+def reward_digest(spec: str) -> str | None:
+    """SHA-256 of the file that holds a loaded reward's function; None where there is no such file.
+
+    Arguments:
+        spec: as of ``load_reward``. A module that was imported in another process alone has none.
+    """
+    source = spec.rpartition(":")[0]
+    path = source if source.endswith(".py") else getattr(sys.modules.get(source), "__file__", None)
+    file = None if path is None else Path(path).expanduser()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 
 
 @final

@@ -35,6 +35,7 @@ class Job:
         sources: what the training may draw besides paths: data, conditions.
         contexts: (C, ...) conditions that samples, certificate and evaluation are of, or None.
         names: of the contexts, as text.
+        reward_digest: SHA-256 of the user's file that holds the reward, or None.
     """
 
     target: Target
@@ -43,6 +44,7 @@ class Job:
     sources: Sources = field(default_factory=Sources)
     contexts: Tensor | None = None
     names: tuple[str, ...] = ()
+    reward_digest: str | None = None
 
     def context_of(self, n: int) -> Tensor | None:
         """A context for each of n samples, in turn; None for an unconditional posterior."""

@@ -108,13 +108,13 @@ def _probe(job: Job) -> str:
 
 
 def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str, Any]:
-    prior = job.target.prior
     return {
         "difftilt": difftilt.__version__,
         "recipe": name,
         "command": command,
         "config": to_config(recipe),
-        "prior": {"source": prior.source, "fingerprint": prior.fingerprint},
+        "prior": job.target.prior.record,
+        "reward": {"sha256": job.reward_digest},
         "machine": {
             "platform": platform.platform(),
             "cpu_count": os.cpu_count(),
