@@ -188,7 +188,7 @@ def export(words: list[str], command: list[str]) -> None:
             run: folder written by difftilt train.
             folder: where to write the pipeline.
         """
-        return runs.load_run(run)[1].posterior.export(folder)
+        return runs.load_run(run, scored=False)[1].posterior.export(folder)
 
     print(_parse(options, words, "export"))
 

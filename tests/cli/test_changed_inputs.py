@@ -96,3 +96,18 @@ def test_a_run_of_an_older_version_is_resumed(workshop):
     shutil.rmtree(workshop.run / "checkpoints")
     ended = told(*workshop.words, "--resume")
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("command", ["sample", "certify", "export"])
+def test_a_run_is_not_used_on_another_prior(command, workshop, refused, tmp_path):
+    other_weights(workshop.prior)
+    more = [tmp_path / "out"] if command == "export" else []
+    sentence = refused(command, workshop.run, *more)
+    assert f"{workshop.run} was trained on another prior or reward: prior is" in sentence
+
+
+def test_samples_are_not_scored_by_another_reward(workshop, refused, tmp_path):
+    other_reward(workshop)
+    for command in ("sample", "certify"):
+        assert "another prior or reward: reward is" in refused(command, workshop.run)
+    assert told("export", workshop.run, tmp_path / "out").code == 0

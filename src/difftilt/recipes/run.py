@@ -32,8 +32,9 @@ from difftilt.training.checkpoint import (
     load_posterior,
     save_posterior,
 )
+from difftilt.training.identity import refuse_changed
 from difftilt.training.loop import interruptible, progress_bar, train
-from difftilt.training.run_folder import RunFolder
+from difftilt.training.run_folder import RunFolder, identity_of
 from difftilt.training.state import TrainingState
 
 POSTERIOR = "posterior"
@@ -113,8 +114,7 @@ def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str
         "recipe": name,
         "command": command,
         "config": to_config(recipe),
-        "prior": job.target.prior.record,
-        "reward": {"sha256": job.reward_digest},
+        **_inputs(job),
         "machine": {
             "platform": platform.platform(),
             "cpu_count": os.cpu_count(),
@@ -124,6 +124,11 @@ def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _inputs(job: Job) -> dict[str, Any]:
+    """What a run keeps of its prior and its reward."""
+    return {"prior": job.target.prior.record, "reward": {"sha256": job.reward_digest}}
 
 
 def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
@@ -186,11 +191,16 @@ def _write_certificate(
     opened.write("certificate", {**certificate.to_dict(), "text": str(certificate)})
 
 
-def load_run(folder: Path) -> tuple[Recipe, Job]:
+def load_run(folder: Path, *, scored: bool = True) -> tuple[Recipe, Job]:
     """The recipe of a run folder and its trained posterior.
 
+    Arguments:
+        folder: of a finished run.
+        scored: whether the reward will be asked, and so has to be the run's own.
+
     Raises:
-        CheckpointError: no finished run there, or its posterior does not fit its recipe.
+        CheckpointError: no finished run there, its prior or reward has changed since, or its
+            posterior does not fit its recipe.
     """
     if not (folder / "config.json").exists():
         raise CheckpointError(f"there is no run in {folder}; name a folder that train wrote")
@@ -206,7 +216,11 @@ def load_run(folder: Path) -> tuple[Recipe, Job]:
     recipe = from_config(RECIPES[config["recipe"]], config["config"])
     torch.manual_seed(recipe.training.seed)
     job = recipe.job()
-    load_posterior(job.posterior.chain, folder / POSTERIOR, RunFolder(folder).identity)
+    compared = ("prior", "chain", "reward") if scored else ("prior", "chain")
+    there, here = identity_of(config), identity_of(_inputs(job))
+    known = [name for name in compared if name in there]
+    refuse_changed(folder, {k: there[k] for k in known}, {k: here[k] for k in known})
+    load_posterior(job.posterior.chain, folder / POSTERIOR, there)
     return recipe, job
 
 

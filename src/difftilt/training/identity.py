@@ -46,6 +46,20 @@ def refuse_other(path: Path, there: Any, here: Any) -> None:
         )
 
 
+def refuse_changed(path: Path, there: Any, here: Any) -> None:
+    """Refuse to use a run after what it was trained on has changed.
+
+    Raises:
+        CheckpointError: names the first parts that differ, with both values.
+    """
+    found = differences(there, here)
+    if found:
+        raise CheckpointError(
+            f"{path} was trained on another prior or reward: {_list(found)}; put back what it was "
+            "trained on, or train again"
+        )
+
+
 def refuse_tensors(path: Path, there: Mapping[str, Spec], here: Mapping[str, Spec]) -> None:
     """Refuse the weights of another architecture.
 
