@@ -59,6 +59,9 @@ def scheduler(studio, tmp_path):
         ("--beta -1", "beta must be a positive finite number, got -1"),
         ("--beta nan", "beta must be a positive finite number, got nan"),
         ("--training.batch 1", "needs at least 2 paths in a batch, got batch=1"),
+        ("--training.seconds 0", "seconds=0.0 is out of range: it must be a finite number above"),
+        ("--training.network-calls 0", "network_calls=0 is out of range"),
+        ("--training.seed 1180591620717411303424", "seed=1180591620717411303424 is out of range"),
         ("--eta 0", "no stochastic step"),
         ("--steps 0", "at least 1 step"),
         ("--prior /nowhere/prior", "no pipeline folder at /nowhere/prior"),
@@ -68,6 +71,12 @@ def scheduler(studio, tmp_path):
 )
 def test_options_out_of_range(options, complaint, train):
     assert complaint in train(*options.split())
+
+
+@pytest.mark.parametrize(("option", "named"), [("--budget", "seconds="), ("--calls", "network_c")])
+def test_a_bench_without_a_budget(option, named, refused):
+    sentence = refused("bench", "exact", "--problem", "gmm9of25", "--method", "rtb", option, 0)
+    assert named in sentence and "is out of range" in sentence
 
 
 def test_a_prior_or_reward_left_out(refused):
