@@ -71,7 +71,8 @@ def run(
         talk: says what happens.
 
     Returns:
-        False if interrupted (the folder holds a checkpoint), True when done.
+        False if interrupted, in the training or after it (the folder holds a checkpoint), True when
+        done.
     """
     torch.manual_seed(recipe.training.seed)
     # Whatever is wrong with the input is said before there is a folder.
@@ -91,8 +92,14 @@ def run(
         if state.progress < 1:
             return False
         state.use_average()
-        save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
-        _finish(recipe, job, opened, talk)
+        try:
+            save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
+            _finish(recipe, job, opened, talk)
+        except KeyboardInterrupt:
+            message = "stopped after the training; resume to draw samples and certify"
+            status = {**opened.read("status"), "state": "interrupted", "message": message}
+            opened.write("status", status)
+            return False
     return True
 
 
@@ -138,13 +145,12 @@ def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
     from_prior = job.draw(prior, PRIOR_DRAWS * recipe.samples, seed + 1)
     raw = job.draw(posterior, recipe.samples, seed + 2)
     corrected = _corrected(job, raw, seed + 3, talk)
+    for label, samples in (("prior", from_prior), ("posterior", raw), ("corrected", corrected)):
+        if samples is not None:
+            _save(opened, label, samples, job, recipe)
     talk("certifying")
     certificate = _certified(job, recipe.certificate_paths, seed=seed + 4)
     drawn = Drawn(from_prior, raw, corrected, certificate)
-    for label in ("prior", "posterior", "corrected"):
-        samples = getattr(drawn, label)
-        if samples is not None:
-            _save(opened, label, samples, job, recipe)
     _write_certificate(opened, certificate)
     listed = save_pictures(opened.path, recipe.pictures(job, drawn))
     opened.write("evaluation", {**recipe.evaluation(job, drawn), "pictures": listed})
