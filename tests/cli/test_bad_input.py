@@ -135,6 +135,32 @@ def test_a_folder_of_another_config(run, trained, refused):
     assert "config.beta is 1.0 there and 2.0 here" in sentence
 
 
+def without_objective_name(config: dict) -> dict:
+    del config["config"]["training"]["objective"]["name"]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda config: [], "holds [] where the record of a run is meant"),
+        (lambda config: None, "holds None where the record of a run is meant"),
+        (lambda config: {"recipe": "custom"}, "holds None where the fields of Custom are meant"),
+        (lambda config: {**config, "recipe": ["x"]}, "unknown recipe ['x']"),
+        (without_objective_name, "names the objective None"),
+        (lambda config: {**config, "config": {"beta": "x"}}, "holds beta='x', which is of another"),
+        (lambda config: {**config, "config": {"training": 5}}, "holds 5 where the fields of Trai"),
+        (lambda config: {**config, "config": {"training": {"batch": 0}}}, "batch=0 is out of rang"),
+    ],
+)
+def test_a_damaged_config(damage, complaint, run, trained, refused):
+    path = run / "config.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    sentence = refused("sample", run)
+    assert complaint in sentence and "config.json" in sentence
+    assert "config" in refused(*trained.words, "--out", run, "--resume")
+
+
 def cut_off(run: Path, step: int) -> None:
     path = run / "checkpoints" / f"step-{step:08d}" / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

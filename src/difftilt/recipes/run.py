@@ -215,11 +215,13 @@ def load_run(folder: Path, *, scored: bool = True) -> tuple[Recipe, Job]:
         raise CheckpointError(
             f"the training in {folder} is not finished; continue it with train ... --resume"
         )
-    if config.get("recipe") not in RECIPES:
+    name = config.get("recipe")
+    if not isinstance(name, str) or name not in RECIPES:
         raise CheckpointError(
-            f"{folder} was written by the unknown recipe {config.get('recipe')!r}"
+            f"{folder} was written by the unknown recipe {name!r}; restore its config.json, or use "
+            "the version of difftilt that knows it"
         )
-    recipe = from_config(RECIPES[config["recipe"]], config["config"])
+    recipe = from_config(RECIPES[name], config.get("config"))
     torch.manual_seed(recipe.training.seed)
     job = recipe.job()
     compared = ("prior", "chain", "reward") if scored else ("prior", "chain")

@@ -86,7 +86,13 @@ class RunFolder:
         Raises:
             CheckpointError: missing or damaged.
         """
-        return self.read("config")
+        found = self.read("config")
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"{self._document('config')} holds {found!r:.40} where the record of a run is "
+                "meant; restore the file, or train again"
+            )
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:
