@@ -1,5 +1,6 @@
 """The face of the package on problems of one or two numbers with closed forms."""
 
+import inspect
 import math
 
 import pytest
@@ -35,6 +36,19 @@ def right(x_0: Tensor) -> Tensor:
 
 def small_prior(schedule: str = "preserving") -> Prior:
     return difftilt.load(Network(), 5, schedule=SCHEDULES[schedule], event_shape=(2,))
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf, -math.inf, "0"])
+def test_a_bound_is_a_finite_number(bound):
+    tilt = inspect.unwrap(Prior.tilt)  # past the type checker of the tests
+    with pytest.raises(difftilt.InputError, match=f"log_bound is {bound!r}; give a finite number"):
+        tilt(small_prior(), right, 1.0, bound)
+
+
+@pytest.mark.parametrize("beta", ["1", None])
+def test_beta_is_a_number(beta):
+    with pytest.raises(difftilt.InputError, match=f"positive finite number, got {beta!r}"):
+        inspect.unwrap(Prior.tilt)(small_prior(), right, beta)
 
 
 def untrained() -> tuple[Posterior, Likelihood]:

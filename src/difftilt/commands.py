@@ -111,11 +111,17 @@ def train(words: list[str], command: list[str]) -> None:
         print(runs.config_text(words[0], recipe))
         return
     folder = Path("runs") / words[0] if out is None else out
-    finished = runs.run(words[0], recipe, folder, resume=resume, command=command, talk=_talk)
+    again = shlex.join([*command, *(["--resume"] if not resume else [])])
+    try:
+        finished = runs.run(words[0], recipe, folder, resume=resume, command=command, talk=_talk)
+    except KeyboardInterrupt:
+        if not (folder / "config.json").exists():
+            raise
+        _talk(f"interrupted; continue from the last checkpoint with: {again}")
+        raise SystemExit(130) from None
     page = write_report(folder)
     if not finished:
-        again = [*command, *(["--resume"] if not resume else [])]
-        _talk(f"interrupted and saved; continue with: {shlex.join(again)}")
+        _talk(f"interrupted and saved; continue with: {again}")
         raise SystemExit(130)
     print(runs.certificate_text(folder))
     print(page)
@@ -188,7 +194,7 @@ def export(words: list[str], command: list[str]) -> None:
             run: folder written by difftilt train.
             folder: where to write the pipeline.
         """
-        return runs.load_run(run)[1].posterior.export(folder)
+        return runs.load_run(run, scored=False)[1].posterior.export(folder)
 
     print(_parse(options, words, "export"))
 

@@ -11,6 +11,7 @@ Everything here delegates: to chains, training, sampling and adapters.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path as FilePath
@@ -25,12 +26,13 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
+from difftilt.fingerprints import chain_record
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.guidance.base import Guidance
 from difftilt.kernels import VectorKernel
 from difftilt.objectives.base import Objective
 from difftilt.populations import PopulationSampler
-from difftilt.rewards import CheckedReward, as_reward, reward_bound
+from difftilt.rewards import CheckedReward, as_reward, finite_number, reward_bound
 from difftilt.sampling import (
     Correction,
     Samples,
@@ -70,6 +72,12 @@ class Prior:
         """SHA-256 of the weights where the source has them, else the name of the source."""
         return self.source if self.pipeline is None else self.pipeline.fingerprint
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of it, as JSON: source, fingerprint, and the chain in a few numbers."""
+        chain = chain_record(self.chain, weights=self.pipeline is None)
+        return {"source": self.source, "fingerprint": self.fingerprint, "chain": chain}
+
     def sample(self, n: int, seed: int = 0, batch: int = 1024) -> Shaped[Tensor, "n ..."]:
         """``n`` independent samples (decoded), one stream per sample."""
         return self.decoded(sample(self.chain, n, seed, batch).x_0)
@@ -89,12 +97,13 @@ class Prior:
                 reward's own ``bound``.
 
         Raises:
-            InputError: β is not a positive finite number.
+            InputError: β is not a positive finite number, or the bound is not a finite one.
         """
-        if not 0 < beta < math.inf:
-            raise InputError(f"beta must be a positive finite number, got {beta}")
+        if not isinstance(beta, numbers.Real) or not 0 < beta < math.inf:
+            raise InputError(f"beta must be a positive finite number, got {beta!r}")
         if log_bound is None:
             return Target(self, as_reward(log_reward), beta, reward_bound(log_reward))
+        log_bound = finite_number("log_bound", log_bound)
         name = log_reward.name if isinstance(log_reward, CheckedReward) else None
         # A wrong bound is found on the first batch, not by the certificate of a finished training.
         checked = CheckedReward(log_reward, name=name, bound=log_bound)

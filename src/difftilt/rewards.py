@@ -15,10 +15,13 @@ None: with a bound the certificate is a guarantee, without one an estimate. ``Ch
 every reward enters the package: detached, (B,), float32 or wider, or one clear error.
 """
 
+import hashlib
 import math
 import numbers
+import sys
 from collections.abc import Callable, Sequence
-from typing import final
+from pathlib import Path
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Shaped
@@ -48,6 +51,7 @@ __all__ = [
     "as_reward",
     "load_reward",
     "reward_bound",
+    "reward_digest",
 ]
 
 
@@ -66,6 +70,18 @@ def load_reward(spec: str) -> LogReward:
         raise InputError(f"reward {spec!r} {error}") from error.__cause__
 
 
+def reward_digest(spec: str) -> str | None:
+    """SHA-256 of the file that holds a loaded reward's function; None where there is no such file.
+
+    Arguments:
+        spec: as of ``load_reward``. A module that was imported in another process alone has none.
+    """
+    source = spec.rpartition(":")[0]
+    path = source if source.endswith(".py") else getattr(sys.modules.get(source), "__file__", None)
+    file = None if path is None else Path(path).expanduser()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
+
+
 @final
 class Bounded:
     """A reward with a declared bound: ``log r <= bound``, checked on every call.
@@ -77,7 +93,7 @@ class Bounded:
     """
 
     def __init__(self, log_reward: LogReward, bound: float) -> None:
-        self.bound: float | None = _finite("bound", bound)
+        self.bound: float | None = finite_number("bound", bound)
         self._log_reward = CheckedReward(log_reward, bound=self.bound)
         self.name = self._log_reward.name
 
@@ -97,7 +113,7 @@ class Tempered:
     """
 
     def __init__(self, log_reward: LogReward, temperature: float) -> None:
-        self.temperature = _finite("temperature", temperature, positive=True)
+        self.temperature = finite_number("temperature", temperature, positive=True)
         self._log_reward = as_reward(log_reward)
         inner = self._log_reward.bound
         self.bound = None if inner is None else inner / self.temperature
@@ -124,7 +140,7 @@ class Floored:
     """
 
     def __init__(self, log_reward: LogReward, floor: float) -> None:
-        self.floor = _finite("floor", floor)
+        self.floor = finite_number("floor", floor)
         self._log_reward = as_reward(log_reward)
         inner = self._log_reward.bound
         self.bound = None if inner is None else max(inner, self.floor)
@@ -155,7 +171,7 @@ class Summed:
             raise InputError(
                 f"{len(rewards)} rewards with {len(weights)} weights; give one weight per reward"
             )
-        pairs = zip(rewards, (_finite("a weight", w) for w in weights), strict=True)
+        pairs = zip(rewards, (finite_number("a weight", w) for w in weights), strict=True)
         self._terms = [(as_reward(r), w) for r, w in pairs if w != 0.0]
         if not self._terms:
             raise InputError("no reward with a weight other than 0; give at least one")
@@ -259,7 +275,7 @@ class GaussianLikelihood:
             raise InputError("the observation holds NaN or infinite values; leave those out")
         self.observation = observation
         self.forward_operator = forward_operator
-        self.std = _finite("std", std, positive=True)
+        self.std = finite_number("std", std, positive=True)
         log_scale = math.log(self.std) + 0.5 * math.log(2.0 * math.pi)
         self.bound = -observation.numel() * log_scale
 
@@ -278,7 +294,12 @@ class GaussianLikelihood:
         return self.bound - 0.5 * standardised.square().reshape(len(x_0), -1).sum(1)
 
 
-def _finite(what: str, value: float, *, positive: bool = False) -> float:
+def finite_number(what: str, value: Any, *, positive: bool = False) -> float:
+    """A value as a float, if it is a finite number (above 0).
+
+    Raises:
+        InputError: it is not; calls it ``what``.
+    """
     is_number = isinstance(value, numbers.Real) and math.isfinite(value)
     if not is_number or (positive and value <= 0.0):
         raise InputError(f"{what} is {value!r}; give a finite number{' above 0' * positive}")

@@ -12,12 +12,13 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
 )
 
-from difftilt.adapters.diffusers import PipelineChain, chain_from_pipeline, drift_unet, fingerprint
+from difftilt.adapters.diffusers import PipelineChain, chain_from_pipeline, drift_unet
 from difftilt.adapters.lora import lora
 from difftilt.chains import Chain
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
+from difftilt.fingerprints import fingerprint
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
 from difftilt.schedules import VariancePreserving

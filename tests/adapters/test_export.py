@@ -17,11 +17,12 @@ from diffusers import (
 )
 from torch import Tensor
 
-from difftilt.adapters.diffusers import PipelineChain, chain_from_pipeline, drift_unet, fingerprint
+from difftilt.adapters.diffusers import PipelineChain, chain_from_pipeline, drift_unet
 from difftilt.adapters.export import export_pipeline
 from difftilt.adapters.lora import lora
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import CheckpointError, InputError
+from difftilt.fingerprints import fingerprint
 from difftilt.kernels import full_copy
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout

@@ -59,6 +59,9 @@ def scheduler(studio, tmp_path):
         ("--beta -1", "beta must be a positive finite number, got -1"),
         ("--beta nan", "beta must be a positive finite number, got nan"),
         ("--training.batch 1", "needs at least 2 paths in a batch, got batch=1"),
+        ("--training.seconds 0", "seconds=0.0 is out of range: it must be a finite number above"),
+        ("--training.network-calls 0", "network_calls=0 is out of range"),
+        ("--training.seed 1180591620717411303424", "seed=1180591620717411303424 is out of range"),
         ("--eta 0", "no stochastic step"),
         ("--steps 0", "at least 1 step"),
         ("--prior /nowhere/prior", "no pipeline folder at /nowhere/prior"),
@@ -68,6 +71,12 @@ def scheduler(studio, tmp_path):
 )
 def test_options_out_of_range(options, complaint, train):
     assert complaint in train(*options.split())
+
+
+@pytest.mark.parametrize(("option", "named"), [("--budget", "seconds="), ("--calls", "network_c")])
+def test_a_bench_without_a_budget(option, named, refused):
+    sentence = refused("bench", "exact", "--problem", "gmm9of25", "--method", "rtb", option, 0)
+    assert named in sentence and "is out of range" in sentence
 
 
 def test_a_prior_or_reward_left_out(refused):
@@ -124,6 +133,32 @@ def test_nothing_to_resume(pair, refused, tmp_path):
 def test_a_folder_of_another_config(run, trained, refused):
     sentence = refused(*trained.words, "--out", run, "--resume", "--beta", 2)
     assert "config.beta is 1.0 there and 2.0 here" in sentence
+
+
+def without_objective_name(config: dict) -> dict:
+    del config["config"]["training"]["objective"]["name"]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda config: [], "holds [] where the record of a run is meant"),
+        (lambda config: None, "holds None where the record of a run is meant"),
+        (lambda config: {"recipe": "custom"}, "holds None where the fields of Custom are meant"),
+        (lambda config: {**config, "recipe": ["x"]}, "unknown recipe ['x']"),
+        (without_objective_name, "names the objective None"),
+        (lambda config: {**config, "config": {"beta": "x"}}, "holds beta='x', which is of another"),
+        (lambda config: {**config, "config": {"training": 5}}, "holds 5 where the fields of Trai"),
+        (lambda config: {**config, "config": {"training": {"batch": 0}}}, "batch=0 is out of rang"),
+    ],
+)
+def test_a_damaged_config(damage, complaint, run, trained, refused):
+    path = run / "config.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    sentence = refused("sample", run)
+    assert complaint in sentence and "config.json" in sentence
+    assert "config" in refused(*trained.words, "--out", run, "--resume")
 
 
 def cut_off(run: Path, step: int) -> None:

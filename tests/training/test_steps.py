@@ -331,6 +331,12 @@ def test_replay_alone_has_nothing_to_start_from():
         training_step(toy_state(plan))
 
 
+def test_data_that_are_not_given_are_asked_for():
+    plan = quick_plan(behaviour=BehaviourWeights(on_policy=0.5, pool=0.0, data=1.0))
+    with pytest.raises(InputError, match=r"a share of 1 from data, and none is given; give Sourc"):
+        toy_state(plan)
+
+
 def test_a_seed_decides_everything():
     first, second, other = (toy_state(quick_plan(steps=3, seed=s)) for s in (1, 1, 2))
     for state in (first, second, other):

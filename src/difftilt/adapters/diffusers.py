@@ -7,8 +7,6 @@ checkpoint recognises its prior.
 """
 
 import copy
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -22,6 +20,7 @@ from difftilt.adapters.folders import quiet
 from difftilt.adapters.schedulers import SchedulerDiffusion, diffusion_from_scheduler
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import InputError, require
+from difftilt.fingerprints import fingerprint
 from difftilt.kernels import DriftKernel
 from difftilt.noise import seeded
 
@@ -84,23 +83,6 @@ def call_unet(network: nn.Module, x: Tensor, time: Tensor) -> Tensor:
     with calculating(network):
         dtype = next(network.parameters()).dtype
         return network(x.to(dtype), time).sample.to(x.dtype)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """sha256 of a network's weights (names, dtypes, shapes, bytes), adapters left out."""
-    digest = hashlib.sha256()
-    for name, tensor in base_weights(network):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def base_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The network's own weights under their own names, whether or not adapters are attached."""
-    for name, tensor in sorted(network.state_dict().items()):
-        if ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), tensor
 
 
 def drift_unet(

@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.folders import OwnFolder
 from difftilt.chains import Chain
 from difftilt.denoisers import NetworkDenoiser
@@ -38,6 +37,7 @@ from difftilt.diffusions.gaussian import (
     posterior_variance,
 )
 from difftilt.errors import InputError
+from difftilt.fingerprints import fingerprint
 from difftilt.models.point_cloud import PointNetwork, PointNetworkSize
 from difftilt.schedules import NoiseLevels, VariancePreserving
 

@@ -31,7 +31,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from difftilt.adapters.actions import bounded
-from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.folders import OwnFolder
 from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.chains import Chain
@@ -42,6 +41,7 @@ from difftilt.diffusions.gaussian import (
     posterior_variance,
 )
 from difftilt.errors import InputError
+from difftilt.fingerprints import fingerprint
 from difftilt.models.residual import ResidualMLP, ResidualSize
 from difftilt.schedules import NoiseLevels
 

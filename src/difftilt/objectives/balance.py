@@ -17,6 +17,7 @@ from torch import Tensor
 
 from difftilt.errors import InputError
 from difftilt.objectives.base import PathObjective, Scores
+from difftilt.ranges import POSITIVE, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,17 @@ class RTB(PathObjective):
     Arguments:
         log_z: "learned" (a parameter with its own learning rate) or "batch" (log-variance form).
         residual_clip: beyond this many nats the squared residual goes on linearly; None: never.
+
+    Raises:
+        InputError: an argument out of range.
     """
 
     log_z: Literal["learned", "batch"] = "batch"
     residual_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self, log_z=("learned", "batch"))
+        check_ranges(self, residual_clip=POSITIVE.or_none)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from difftilt.errors import InputError
 from difftilt.objectives.balance import squared
 from difftilt.objectives.ends import EndObjective, EndScores
+from difftilt.ranges import POSITIVE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,16 @@ class DDPP(EndObjective):
     Arguments:
         residual_clip: beyond this many nats the squared residual goes on linearly; None: never.
 
+    Raises:
+        InputError: the clip is not above 0.
+
     Source: Rector-Brooks et al. 2024, eq. 11 (arXiv 2410.08134).
     """
 
     residual_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, residual_clip=POSITIVE.or_none)
 
     @property
     def consistent(self) -> bool:

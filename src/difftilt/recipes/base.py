@@ -16,7 +16,7 @@ from torch import Tensor
 from difftilt.chains import Chain
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
-from difftilt.errors import CheckpointError
+from difftilt.errors import CheckpointError, InputError
 from difftilt.objectives.base import Objective, kinds
 from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.recipes.pictures import Picture
@@ -35,6 +35,7 @@ class Job:
         sources: what the training may draw besides paths: data, conditions.
         contexts: (C, ...) conditions that samples, certificate and evaluation are of, or None.
         names: of the contexts, as text.
+        reward_digest: SHA-256 of the user's file that holds the reward, or None.
     """
 
     target: Target
@@ -43,6 +44,7 @@ class Job:
     sources: Sources = field(default_factory=Sources)
     contexts: Tensor | None = None
     names: tuple[str, ...] = ()
+    reward_digest: str | None = None
 
     def context_of(self, n: int) -> Tensor | None:
         """A context for each of n samples, in turn; None for an unconditional posterior."""
@@ -145,12 +147,14 @@ def to_config(value: Any) -> Any:
     return value
 
 
-def from_config(cls: type, config: Mapping[str, Any]) -> Any:
+def from_config(cls: type, config: Any) -> Any:
     """Rebuild a dataclass from what ``to_config`` made of it.
 
     Raises:
-        CheckpointError: a field is unknown.
+        CheckpointError: a field is unknown, or its value is none that the field can have.
     """
+    if not isinstance(config, Mapping):
+        raise _damaged(f"holds {config!r} where the fields of {cls.__name__} are meant")
     hints = get_type_hints(cls)
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(config) - known)
@@ -159,27 +163,48 @@ def from_config(cls: type, config: Mapping[str, Any]) -> Any:
             f"config.json has the field {unknown[0]!r}, which {cls.__name__} does not know; "
             "it was written by another version of difftilt"
         )
-    return cls(**{name: _value(hints[name], value) for name, value in config.items()})
+    found = {name: _value(name, hints[name], value) for name, value in config.items()}
+    try:
+        return cls(**found)
+    except (InputError, TypeError) as error:
+        raise _damaged(f"makes no {cls.__name__} ({error})") from error
 
 
-def _value(hint: Any, value: Any) -> Any:
+def _value(name: str, hint: Any, value: Any) -> Any:
     if hint is Objective:
+        if not isinstance(value, Mapping):
+            raise _damaged(f"holds {value!r} where an objective is meant")
         options = {k: v for k, v in value.items() if k != "name"}
-        return from_config(_objective(value["name"]), options)
-    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return from_config(_objective(value.get("name")), options)
+    if is_dataclass(hint) and isinstance(hint, type):
         return from_config(hint, value)
+    if not _fits(hint, value):
+        raise _damaged(f"holds {name}={value!r}, which is of another kind than that option")
     if isinstance(value, list) and (hint is tuple or tuple in _origins(hint)):
         return tuple(value)
     return value
 
 
-def _objective(name: str) -> type[Objective]:
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a JSON value may be one of a number or a text; other kinds are not looked into."""
+    kinds = {kind for kind in get_args(hint) or (hint,) if kind is not type(None)}
+    # A number that is not finite is null in JSON.
+    if value is None or not kinds <= {bool, int, float, str}:
+        return True
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _objective(name: Any) -> type[Objective]:
     known = kinds()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise CheckpointError(
             f"config.json names the objective {name!r}, which this version does not know"
         )
     return known[name]
+
+
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"config.json {what}; restore the file, or train again")
 
 
 def _origins(hint: Any) -> set[Any]:

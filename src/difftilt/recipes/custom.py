@@ -7,7 +7,7 @@ from difftilt.isolation import isolated
 from difftilt.loading import load
 from difftilt.recipes.base import Job, Recipe
 from difftilt.recipes.form import FormChoice
-from difftilt.rewards import load_reward
+from difftilt.rewards import load_reward, reward_digest
 from difftilt.training.plan import Training
 
 
@@ -57,7 +57,8 @@ class Custom(Recipe):
             reward = load_reward(self.reward)
         target = load(self.prior, self.steps, eta=self.eta).tilt(reward, self.beta, self.log_bound)
         posterior = target.posterior(self.form.build(), self.initial)
-        return Job(target, posterior, fitting(self.training, len(posterior.chain.density_steps)))
+        plan = fitting(self.training, len(posterior.chain.density_steps))
+        return Job(target, posterior, plan, reward_digest=reward_digest(self.reward))
 
 
 def fitting(plan: Training, stochastic_steps: int) -> Training:

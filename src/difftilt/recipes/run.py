@@ -32,8 +32,9 @@ from difftilt.training.checkpoint import (
     load_posterior,
     save_posterior,
 )
+from difftilt.training.identity import refuse_changed
 from difftilt.training.loop import interruptible, progress_bar, train
-from difftilt.training.run_folder import RunFolder
+from difftilt.training.run_folder import RunFolder, identity_of
 from difftilt.training.state import TrainingState
 
 POSTERIOR = "posterior"
@@ -70,7 +71,8 @@ def run(
         talk: says what happens.
 
     Returns:
-        False if interrupted (the folder holds a checkpoint), True when done.
+        False if interrupted, in the training or after it (the folder holds a checkpoint), True when
+        done.
     """
     torch.manual_seed(recipe.training.seed)
     # Whatever is wrong with the input is said before there is a folder.
@@ -90,8 +92,14 @@ def run(
         if state.progress < 1:
             return False
         state.use_average()
-        save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
-        _finish(recipe, job, opened, talk)
+        try:
+            save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
+            _finish(recipe, job, opened, talk)
+        except KeyboardInterrupt:
+            message = "stopped after the training; resume to draw samples and certify"
+            status = {**opened.read("status"), "state": "interrupted", "message": message}
+            opened.write("status", status)
+            return False
     return True
 
 
@@ -108,13 +116,12 @@ def _probe(job: Job) -> str:
 
 
 def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str, Any]:
-    prior = job.target.prior
     return {
         "difftilt": difftilt.__version__,
         "recipe": name,
         "command": command,
         "config": to_config(recipe),
-        "prior": {"source": prior.source, "fingerprint": prior.fingerprint},
+        **_inputs(job),
         "machine": {
             "platform": platform.platform(),
             "cpu_count": os.cpu_count(),
@@ -126,6 +133,11 @@ def _config(name: str, recipe: Recipe, job: Job, command: list[str]) -> dict[str
     }
 
 
+def _inputs(job: Job) -> dict[str, Any]:
+    """What a run keeps of its prior and its reward."""
+    return {"prior": job.target.prior.record, "reward": {"sha256": job.reward_digest}}
+
+
 def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
     talk("drawing samples")
     target, posterior, seed = job.target, job.posterior, recipe.training.seed
@@ -133,13 +145,12 @@ def _finish(recipe: Recipe, job: Job, opened: RunFolder, talk: Talk) -> None:
     from_prior = job.draw(prior, PRIOR_DRAWS * recipe.samples, seed + 1)
     raw = job.draw(posterior, recipe.samples, seed + 2)
     corrected = _corrected(job, raw, seed + 3, talk)
+    for label, samples in (("prior", from_prior), ("posterior", raw), ("corrected", corrected)):
+        if samples is not None:
+            _save(opened, label, samples, job, recipe)
     talk("certifying")
     certificate = _certified(job, recipe.certificate_paths, seed=seed + 4)
     drawn = Drawn(from_prior, raw, corrected, certificate)
-    for label in ("prior", "posterior", "corrected"):
-        samples = getattr(drawn, label)
-        if samples is not None:
-            _save(opened, label, samples, job, recipe)
     _write_certificate(opened, certificate)
     listed = save_pictures(opened.path, recipe.pictures(job, drawn))
     opened.write("evaluation", {**recipe.evaluation(job, drawn), "pictures": listed})
@@ -186,11 +197,16 @@ def _write_certificate(
     opened.write("certificate", {**certificate.to_dict(), "text": str(certificate)})
 
 
-def load_run(folder: Path) -> tuple[Recipe, Job]:
+def load_run(folder: Path, *, scored: bool = True) -> tuple[Recipe, Job]:
     """The recipe of a run folder and its trained posterior.
 
+    Arguments:
+        folder: of a finished run.
+        scored: whether the reward will be asked, and so has to be the run's own.
+
     Raises:
-        CheckpointError: no finished run there, or its posterior does not fit its recipe.
+        CheckpointError: no finished run there, its prior or reward has changed since, or its
+            posterior does not fit its recipe.
     """
     if not (folder / "config.json").exists():
         raise CheckpointError(f"there is no run in {folder}; name a folder that train wrote")
@@ -199,14 +215,20 @@ def load_run(folder: Path) -> tuple[Recipe, Job]:
         raise CheckpointError(
             f"the training in {folder} is not finished; continue it with train ... --resume"
         )
-    if config.get("recipe") not in RECIPES:
+    name = config.get("recipe")
+    if not isinstance(name, str) or name not in RECIPES:
         raise CheckpointError(
-            f"{folder} was written by the unknown recipe {config.get('recipe')!r}"
+            f"{folder} was written by the unknown recipe {name!r}; restore its config.json, or use "
+            "the version of difftilt that knows it"
         )
-    recipe = from_config(RECIPES[config["recipe"]], config["config"])
+    recipe = from_config(RECIPES[name], config.get("config"))
     torch.manual_seed(recipe.training.seed)
     job = recipe.job()
-    load_posterior(job.posterior.chain, folder / POSTERIOR, RunFolder(folder).identity)
+    compared = ("prior", "chain", "reward") if scored else ("prior", "chain")
+    there, here = identity_of(config), identity_of(_inputs(job))
+    known = [name for name in compared if name in there]
+    refuse_changed(folder, {k: there[k] for k in known}, {k: here[k] for k in known})
+    load_posterior(job.posterior.chain, folder / POSTERIOR, there)
     return recipe, job
 
 

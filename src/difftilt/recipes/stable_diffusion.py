@@ -32,6 +32,7 @@ from torch.nn.functional import interpolate
 
 from difftilt.adapters.diffusers import open_pipeline
 from difftilt.adapters.image_rewards import Isolation, image_reward
+from difftilt.adapters.image_rewards.names import reward_digests
 from difftilt.adapters.text_to_image.loading import text_to_image_model
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diagnostics.features import diversity
@@ -127,7 +128,8 @@ class StableDiffusion(Recipe):
         if len(task.prompts) == 1:
             plan = replace(plan, paths_per_condition=plan.batch)
         rows = task.prior.rows(task.prompts)
-        return Job(task.target, posterior, plan, task.sources, rows, task.prompts)
+        digests = reward_digests(self.reward)
+        return Job(task.target, posterior, plan, task.sources, rows, task.prompts, digests)
 
     def evaluation(self, job: Job, drawn: Drawn) -> dict[str, Any]:
         """The table: rewards and diversity over all prompts, then a log Z and reward of each."""

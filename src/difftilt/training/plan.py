@@ -1,11 +1,25 @@
 """What a training is made of: plain frozen records, the single source of API and command line."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from difftilt.errors import InputError
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Objective
+from difftilt.ranges import (
+    AT_LEAST_ONE,
+    COUNT,
+    DECAY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SEED,
+    SHARE,
+    WHOLE,
+    check_choices,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class Optimisation:
         warm_up: first updates, over which the learning rates rise linearly; 0 for none.
 
     Raises:
-        InputError: a negative warm-up.
+        InputError: a field out of range.
     """
 
     learning_rate: float = 1.5e-3
@@ -39,8 +53,18 @@ class Optimisation:
     warm_up: int = 0
 
     def __post_init__(self) -> None:
-        if self.warm_up < 0:
-            raise InputError(f"warm_up={self.warm_up} must be 0 updates or more")
+        check_ranges(
+            self,
+            learning_rate=NOT_NEGATIVE,
+            hidden_learning_rate=NOT_NEGATIVE,
+            head_learning_rate=NOT_NEGATIVE.or_none,
+            log_z_learning_rate=NOT_NEGATIVE,
+            balance_scale=NOT_NEGATIVE,
+            decay_from=SHARE,
+            gradient_clip=POSITIVE.or_none,
+            ema=DECAY,
+            warm_up=WHOLE,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +79,9 @@ class BehaviourWeights:
         replay: replayed ends, noised back to paths.
         data: given data, noised to paths.
         local_search: replayed ends, noised part of the way and denoised.
+
+    Raises:
+        InputError: a share is negative or not finite, or all are 0.
     """
 
     on_policy: float = 0.5
@@ -67,8 +94,10 @@ class BehaviourWeights:
 
     def __post_init__(self) -> None:
         shares = list(vars(self).values())
-        if min(shares) < 0 or sum(shares) <= 0:
-            raise InputError(f"behaviour weights must be >= 0 and not all 0, got {vars(self)}")
+        if not all(NOT_NEGATIVE.has(share) for share in shares) or not 0 < sum(shares) < math.inf:
+            raise InputError(
+                f"behaviour weights must be finite, >= 0 and not all 0, got {vars(self)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,6 +112,9 @@ class Replaying:
         pool_fresh: paths added to a full pool per update.
         pool_prior_share: share of prior paths among them.
         pool_effective: effective sample size, as a share, that tempering keeps in the pool.
+
+    Raises:
+        InputError: a field out of range.
     """
 
     capacity: int = 10_000
@@ -92,6 +124,18 @@ class Replaying:
     pool_fresh: int = 128
     pool_prior_share: float = 0.5
     pool_effective: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_choices(self, priority=("uniform", "reward", "residual"))
+        check_ranges(
+            self,
+            capacity=COUNT,
+            pool_capacity=COUNT,
+            pool_memory=COUNT,
+            pool_fresh=WHOLE,
+            pool_prior_share=SHARE,
+            pool_effective=POSITIVE_SHARE,
+        )
 
 
 @dataclass(frozen=True)
@@ -151,6 +195,9 @@ class Training:
         beta_annealed: share of the training after which the target's β is reached.
         seed: of the whole run.
         alarm: when to warn of reward hacking.
+
+    Raises:
+        InputError: a field out of range, or one that the objective cannot do with.
     """
 
     steps: int = 1000
@@ -176,17 +223,31 @@ class Training:
     alarm: Alarm = field(default_factory=Alarm)
 
     def __post_init__(self) -> None:
-        checks = {
-            "steps": self.steps >= 1,
-            "batch": self.batch >= 1,
-            "warm_start": 0 <= self.warm_start <= 1,
-            "chunk": self.chunk >= 1,
-            "widen": self.widen > 0,
-            "paths_per_condition": self.paths_per_condition >= 1,
-        }
-        for name, fine in checks.items():
-            if not fine:
-                raise InputError(f"{name}={getattr(self, name)} is out of range")
+        check_ranges(
+            self,
+            steps=AT_LEAST_ONE,
+            seconds=POSITIVE.or_none,
+            network_calls=AT_LEAST_ONE.or_none,
+            batch=COUNT,
+            warm_start=SHARE,
+            anchor=NOT_NEGATIVE,
+            warm_start_subset=COUNT.or_none,
+            paths_per_condition=COUNT,
+            chunk=COUNT,
+            subset=COUNT.or_none,
+            widen=POSITIVE,
+            beta_start=NOT_NEGATIVE.or_none,
+            beta_annealed=SHARE,
+            seed=SEED,
+        )
+        check_choices(
+            self,
+            warm_start_from=("pool", "data"),
+            warm_start_loss=("likelihood", "denoising"),
+        )
+        self._check_objective()
+
+    def _check_objective(self) -> None:
         least = self.objective.paths_per_group
         if self.batch < least:
             raise InputError(

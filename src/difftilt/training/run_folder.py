@@ -86,11 +86,17 @@ class RunFolder:
         Raises:
             CheckpointError: missing or damaged.
         """
-        return self.read("config")
+        found = self.read("config")
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"{self._document('config')} holds {found!r:.40} where the record of a run is "
+                "meant; restore the file, or train again"
+            )
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must share: recipe, config, fingerprint of the prior."""
+        """What a resumed run must share: recipe, config, prior, chain and reward."""
         return identity_of(self.config) if self._document("config").exists() else {}
 
     def begin(self, config: Mapping[str, Any], resume: bool = False) -> None:
@@ -113,7 +119,7 @@ class RunFolder:
         if resume and not path.exists():
             raise CheckpointError(f"there is no run in {self.path} to resume")
         if resume:
-            refuse_other(path, self.identity, identity_of(config))
+            refuse_other(path, self.identity, as_recorded(self.identity, identity_of(config)))
         else:
             self.write("config", {"format": 1, **config})
 
@@ -282,9 +288,19 @@ class RunFolder:
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of ``config.json`` that makes two runs the same."""
-    prior = config.get("prior")
+    prior, reward = config.get("prior"), config.get("reward")
     fingerprint = prior.get("fingerprint") if isinstance(prior, Mapping) else prior
-    return {"recipe": config.get("recipe"), "config": config.get("config"), "prior": fingerprint}
+    found = {"recipe": config.get("recipe"), "config": config.get("config"), "prior": fingerprint}
+    if isinstance(prior, Mapping) and "chain" in prior:
+        found["chain"] = prior["chain"]
+    if isinstance(reward, Mapping):
+        found["reward"] = reward.get("sha256")
+    return found
+
+
+def as_recorded(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what a record lacks: older versions kept neither chain nor reward."""
+    return {name: value for name, value in here.items() if name in there}
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -297,6 +297,11 @@ class TrainingState:
         first = plan.warm_start_from if plan.warm_start > 0 else None
         if first == "data" and self.data is None:
             raise InputError("warm_start_from='data' needs ends to start from: Sources(data=...)")
+        if weights["data"] > 0 and self.data is None:
+            raise InputError(
+                f"the behaviour takes a share of {weights['data']:g} from data, and none is given; "
+                "give Sources(data=...), or set BehaviourWeights(data=0)"
+            )
         used = {name: (b, weights[name]) for name, b in made.items()}
         return {k: v for k, v in used.items() if v[1] > 0 or k == first}
 

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from test_text_ddit import BD3LM, MDLM, PREFIX, SEDD, random_weights
 from torch import nn
 
-from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.lora import lora
 from difftilt.adapters.text.base import TextModel, load_text_model
 from difftilt.adapters.text.export import export_text_model
 from difftilt.chains import Chain, Kernel
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, canvas
 from difftilt.errors import InputError
+from difftilt.fingerprints import fingerprint
 from difftilt.forms import FullCopy, LoRA
 from difftilt.kernels import full_copy
 from difftilt.noise import GeneratorNoise

@@ -26,7 +26,7 @@ from difftilt.adapters.image_rewards.image_reward import ImageRewardScore
 from difftilt.adapters.image_rewards.image_text import clip, hps, open_clip, pick_score
 from difftilt.errors import InputError
 from difftilt.isolation import isolated
-from difftilt.rewards import Summed, load_reward
+from difftilt.rewards import Summed, load_reward, reward_digest
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ def image_reward(
     rewards = [_named(name, where) for _, name in weighted]
     weights = [weight for weight, _ in weighted]
     return rewards[0] if weights == [1.0] else Summed(rewards, weights)
+
+
+def reward_digests(names: Sequence[str]) -> str | None:
+    """SHA-256 of the user's own files among the rewards, joined by commas; None for none."""
+    own = [name for _, name in map(_weighted, names) if name.partition(":")[0] not in KINDS]
+    return ",".join(filter(None, map(reward_digest, own))) or None
 
 
 def _weighted(name: str) -> tuple[float, str]:

@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import nn
 
-from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.text.families import (
     PUBLISHED,
     TextOptions,
@@ -26,6 +25,7 @@ from difftilt.adapters.text.families import (
 )
 from difftilt.adapters.text.files import config_of, folder_of
 from difftilt.errors import InputError, require
+from difftilt.fingerprints import fingerprint
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
 ATTENTION = (

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from difftilt.adapters.arithmetic import held_in
-from difftilt.adapters.diffusers import fingerprint
 from difftilt.adapters.schedulers import diffusion_from_scheduler
 from difftilt.adapters.text_to_image.base import Family, PictureOptions
 from difftilt.adapters.text_to_image.flow import Flux, StableDiffusion3
@@ -28,6 +27,7 @@ from difftilt.adapters.text_to_image.transformers import DiT, PixArt
 from difftilt.chains import Chain, Kernel
 from difftilt.denoisers import Denoiser
 from difftilt.errors import InputError
+from difftilt.fingerprints import fingerprint
 from difftilt.guidance.classifier_free import ClassifierFreeGuidance
 
 FAMILIES: tuple[type[Family], ...] = (
