@@ -11,14 +11,16 @@ import torch
 from difftilt.cli import main
 from difftilt.errors import CheckpointError, InputError
 from difftilt.models.residual import ResidualSize
-from difftilt.recipes.control import Control, seeded
+from difftilt.recipes.control import Control, first_reset, seeded
 from difftilt.recipes.control_bench import ControlBench, control_row
 from difftilt.recipes.control_methods import control_plan
 from difftilt.recipes.control_parts import Parts, build_setting
 from difftilt.recipes.run import load_run, run
+from difftilt.tasks.control.acting import acting
 from difftilt.tasks.control.critics import CriticOptions
 from difftilt.tasks.control.data import OfflineData, load_data
 from difftilt.tasks.control.episodes import Episode
+from difftilt.tasks.control.evaluation import evaluate
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.stored import load_critic, place, save_critic
 
@@ -109,6 +111,21 @@ def test_a_row_of_the_bench(folder: Path, cache: Path, method: str):
     assert row["seed"] == 1 and row["method"] == method
     assert row["return"] >= 1 and row["action_ms"] > 0 and row["seconds"] >= 0
     assert (row["ess"] is None) == (method == "idql")
+
+
+@pytest.mark.parametrize("episodes", [1, 10])
+def test_no_two_seeds_play_an_episode_in_common(episodes: int):
+    resets = [first_reset(seed, episodes) + i for seed in range(5) for i in range(episodes)]
+    assert len(set(resets)) == len(resets) == 5 * episodes
+
+
+def test_a_row_plays_the_episodes_of_its_seed(folder: Path, cache: Path):
+    """The behaviour's return is that of a plain evaluation from the seed's first reset."""
+    bench = ControlBench([str(folder)], ["bc"], [2], 2, 3, PARTS)
+    row = control_row(bench, str(folder), "bc", 2)
+    setting = build_setting(load_data(folder), seeded(PARTS, 2))
+    policy = acting(setting.target.prior.chain, setting.policy.decode)
+    assert row["return"] == evaluate(ENVIRONMENT, policy, 3, first_reset(2, 3)).mean
 
 
 def test_parts_are_made_again_for_another_seed_and_found_for_the_same(folder, cache):

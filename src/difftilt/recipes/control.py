@@ -71,10 +71,9 @@ class Control(Recipe):
         environment = load_data(self.data).environment
         prior = job.target.prior
         chains = {"prior": prior.chain, "posterior": job.posterior.chain}
+        reset = first_reset(self.training.seed, self.episodes)
         played = {
-            name: evaluate(
-                environment, acting(chain, prior.decoded), self.episodes, EVALUATION_SEED
-            )
+            name: evaluate(environment, acting(chain, prior.decoded), self.episodes, reset)
             for name, chain in chains.items()
         }
         rows = [*score_rows(played), *super().evaluation(job, drawn)["rows"]]
@@ -88,12 +87,13 @@ class Control(Recipe):
         """The first episode of the evaluation, played by the behaviour and by the posterior."""
         environment, decoded = load_data(self.data).environment, job.target.prior.decoded
         chains = {"The behaviour": job.target.prior.chain, "The posterior": job.posterior.chain}
+        reset = first_reset(self.training.seed, self.episodes)
         try:
             return [
                 Picture(
                     "gif",
                     rendered_episode(
-                        environment, acting(chain, decoded), seed=EVALUATION_SEED, steps=DRAWN_STEPS
+                        environment, acting(chain, decoded), seed=reset, steps=DRAWN_STEPS
                     ),
                     f"{name} in {environment}: the first {DRAWN_STEPS} steps of the first episode.",
                 )
@@ -102,6 +102,11 @@ class Control(Recipe):
         except MissingPackage as error:
             tell(f"no picture of the policy: {error}")
             return []
+
+
+def first_reset(seed: int, episodes: int) -> int:
+    """The reset of a seed's first episode; no two seeds have an episode's reset in common."""
+    return EVALUATION_SEED + seed * episodes
 
 
 def score_rows(played: dict[str, Returns]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from difftilt.errors import InputError
 from difftilt.posteriors import Posterior
 from difftilt.recipes.base import tell
 from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.control import EVALUATION_SEED, seeded
+from difftilt.recipes.control import EVALUATION_SEED, first_reset, seeded
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.cost import Cost
@@ -36,7 +36,7 @@ class ControlBench:
     Arguments:
         data: data sets by name (or folder).
         methods: by name.
-        seeds: of prior, critic and trainings.
+        seeds: of prior, critic and trainings; each plays episodes of its own.
         updates: of each training.
         episodes: of each evaluation.
         parts: how priors and critics are made.
@@ -62,7 +62,8 @@ class ControlBench:
         """One per data set, seed and method."""
         names = cells_of(problem=self.data, seed=self.seeds, method=self.methods)
         parts = json.loads(json.dumps(asdict(self.parts)))
-        settings = {"updates": self.updates, "episodes": self.episodes, "parts": parts}
+        played = {"episodes": self.episodes, "first_reset": EVALUATION_SEED}
+        settings = {"updates": self.updates, **played, "parts": parts}
         return Cells(names, settings, self._rows_of)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -91,7 +92,8 @@ def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[
             policy: Policy = acting(chain, setting.policy.decode)
         else:
             policy = chosen.make(setting, plan)
-    played = evaluate(setting.data.environment, policy, bench.episodes, EVALUATION_SEED + seed)
+    reset = first_reset(seed, bench.episodes)
+    played = evaluate(setting.data.environment, policy, bench.episodes, reset)
     states = setting.held_out_states(1)
     return {
         "problem": data,
