@@ -11,7 +11,7 @@ import torch
 from difftilt.cli import main
 from difftilt.errors import CheckpointError, InputError
 from difftilt.models.residual import ResidualSize
-from difftilt.recipes.control import Control, first_reset, seeded
+from difftilt.recipes.control import Control, first_reset
 from difftilt.recipes.control_bench import ControlBench, control_row
 from difftilt.recipes.control_methods import control_plan
 from difftilt.recipes.control_parts import Parts, build_setting
@@ -123,7 +123,7 @@ def test_a_row_plays_the_episodes_of_its_seed(folder: Path, cache: Path):
     """The behaviour's return is that of a plain evaluation from the seed's first reset."""
     bench = ControlBench([str(folder)], ["bc"], [2], 2, 3, PARTS)
     row = control_row(bench, str(folder), "bc", 2)
-    setting = build_setting(load_data(folder), seeded(PARTS, 2))
+    setting = build_setting(load_data(folder), replace(PARTS, seed=2))
     policy = acting(setting.target.prior.chain, setting.policy.decode)
     assert row["return"] == evaluate(ENVIRONMENT, policy, 3, first_reset(2, 3)).mean
 
@@ -138,9 +138,11 @@ def test_parts_are_made_again_for_another_seed_and_found_for_the_same(folder, ca
     assert again.policy.fingerprint == first.policy.fingerprint
     assert again.target.beta == first.target.beta
     assert torch.equal(again.sources.data, first.sources.data)
-    other = build_setting(data, seeded(PARTS, 4), said.append)
+    other = build_setting(data, replace(PARTS, seed=4), said.append)
     assert sum("cloning" in s or "learning" in s for s in said) == 4
     assert other.policy.fingerprint != first.policy.fingerprint
+    weights = (each.critic.modules().state_dict() for each in (first, other))
+    assert not torch.equal(*(state["value.layers.0.weight"] for state in weights))
     held, seen = first.held_out, first.data
     assert len(held) + len(seen) == len(data)
     states = {tuple(row) for row in seen.observations.tolist()}

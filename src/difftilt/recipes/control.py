@@ -8,7 +8,7 @@ on held-out states, trains π, certifies it in held-out states and plays it in t
 environment's returns are reported and nothing is chosen by them.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -122,11 +122,3 @@ def score_rows(played: dict[str, Returns]) -> list[dict[str, Any]]:
     errors = [f"{k} ± {v.score_standard_error:.3g}" for k, v in played.items()]
     note = f"100 (return - random) / (expert - random); {', '.join(errors)}"
     return [metric_row("normalised score", note, scores), returns]
-
-
-def seeded(parts: Parts, seed: int) -> Parts:
-    """The same parts made with another seed."""
-    options = parts.critic_options
-    critic = replace(options, fit=replace(options.fit, seed=seed))
-    cloning = replace(parts.cloning, seed=seed)
-    return replace(parts, seed=seed, cloning=cloning, critic_options=critic)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from difftilt.errors import InputError
 from difftilt.posteriors import Posterior
 from difftilt.recipes.base import tell
 from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.control import EVALUATION_SEED, first_reset, seeded
+from difftilt.recipes.control import EVALUATION_SEED, first_reset
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.cost import Cost
@@ -82,7 +82,7 @@ class ControlBench:
 
 def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[str, Any]:
     """Train one method and play it."""
-    setting = build_setting(load_data(data), seeded(bench.parts, seed), tell)
+    setting = build_setting(load_data(data), replace(bench.parts, seed=seed), tell)
     plan = control_plan(bench.updates, seed)
     chosen = control_methods()[method]
     chain = None

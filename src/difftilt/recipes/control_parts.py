@@ -11,7 +11,7 @@ rewards.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -65,7 +65,7 @@ class Parts:
         support: K, actions of the behaviour per state.
         support_states: states whose support actions the methods may train on.
         held_out: share of the episodes that nothing is trained on.
-        seed: of everything here.
+        seed: of everything here; both fits add it to a seed of their own.
     """
 
     steps: int = 15
@@ -82,6 +82,13 @@ class Parts:
     support_states: int = 8192
     held_out: float = 0.1
     seed: int = 0
+
+    def seeded(self) -> "Parts":
+        """These parts, with the seed of each fit moved by theirs."""
+        cloning, options = self.cloning, self.critic_options
+        fit = replace(options.fit, seed=options.fit.seed + self.seed)
+        moved = replace(cloning, seed=cloning.seed + self.seed)
+        return replace(self, cloning=moved, critic_options=replace(options, fit=fit))
 
 
 @dataclass(frozen=True)
@@ -146,8 +153,9 @@ def build_setting(
     say = (lambda _: None) if talk is None else talk
     seen, held_out = data.split(parts.held_out, SPLIT_SEED)
     made_by = {"data": data_digest(seen), "seed": parts.seed}
-    policy = _policy(seen, parts, made_by, say)
-    critic = _critic(seen, policy, parts, made_by, say)
+    fitted = parts.seeded()
+    policy = _policy(seen, fitted, made_by, say)
+    critic = _critic(seen, policy, fitted, made_by, say)
     beta = parts.beta
     if beta is None:
         beta = _chosen_beta(held_out, policy, critic, parts)
