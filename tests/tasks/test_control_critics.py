@@ -175,6 +175,8 @@ def test_wrong_numbers_are_named():
         (lambda: beta_of_divergence(torch.ones(3, 8)), "one value"),
         (lambda: Fit(updates=0), "updates"),
         (lambda: CriticOptions(discount=1.0), "discount"),
+        (lambda: CriticOptions(width=0), "width >= 1"),
+        (lambda: fit_in_support(DATA, DATA.actions[:, None], OPTIONS, 1.0, "hard"), "'hard'"),
     ):
         with pytest.raises(InputError, match=words):
             wrong()

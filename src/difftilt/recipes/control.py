@@ -8,6 +8,7 @@ on held-out states, trains π, certifies it in held-out states and plays it in t
 environment's returns are reported and nothing is chosen by them.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from difftilt.recipes.control_methods import control_plan, trained_methods
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.pictures import Picture
 from difftilt.tasks.control.acting import acting
-from difftilt.tasks.control.data import load_data
+from difftilt.tasks.control.data import OfflineData, load_data
+from difftilt.tasks.control.environments import check_playable
 from difftilt.tasks.control.evaluation import Returns, evaluate, rendered_episode
 from difftilt.training.plan import Training
 
@@ -40,6 +42,9 @@ class Control(Recipe):
         episodes: of the evaluation.
         contexts: held-out states that samples and certificate are of.
         training: the plan; the method changes its objective and behaviour.
+
+    Raises:
+        InputError: an unknown method, or a number out of range.
     """
 
     data: str = "halfcheetah-medium"
@@ -51,15 +56,22 @@ class Control(Recipe):
     certificate_paths: int = 4096
     training: Training = field(default_factory=control_plan)
 
+    def __post_init__(self) -> None:
+        check_named([self.method], trained_methods())
+        for name in ("episodes", "contexts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+
     def setting(self) -> ControlSetting:
-        """What the method starts from, fitted or found in the cache."""
-        return build_setting(load_data(self.data), self.parts, tell)
+        """What the method starts from, fitted or found in the cache.
+
+        Raises:
+            InputError: data or environment are missing, or do not fit each other.
+        """
+        return build_setting(playable_data(self.data), self.parts, tell)
 
     def job(self) -> Job:
-        known = trained_methods()
-        if self.method not in known:
-            raise InputError(f"unknown method {self.method!r}; choose one of {', '.join(known)}")
-        method, setting = known[self.method], self.setting()
+        method, setting = trained_methods()[self.method], self.setting()
         torch.manual_seed(self.training.seed)
         posterior = setting.target.posterior(method.form(setting))
         states = setting.held_out_states(self.contexts)
@@ -102,6 +114,30 @@ class Control(Recipe):
         except MissingPackage as error:
             tell(f"no picture of the policy: {error}")
             return []
+
+
+def check_named(methods: Sequence[str], known: Collection[str]) -> None:
+    """Refuse a method that is not known.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name in methods:
+        if name not in known:
+            raise InputError(f"unknown method {name!r}; choose one of {', '.join(known)}")
+
+
+def playable_data(name: str) -> OfflineData:
+    """Data by name whose environment can be played: found before anything is trained.
+
+    Raises:
+        InputError: data or environment are missing, or do not fit each other.
+        CheckpointError: the data cannot be read.
+        MissingPackage: what the environment runs on is not installed.
+    """
+    data = load_data(name)
+    check_playable(data.environment, data.observation_width, data.action_width)
+    return data
 
 
 def first_reset(seed: int, episodes: int) -> int:

@@ -15,13 +15,12 @@ from difftilt.errors import InputError
 from difftilt.posteriors import Posterior
 from difftilt.recipes.base import tell
 from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.control import EVALUATION_SEED, first_reset
+from difftilt.recipes.control import EVALUATION_SEED, check_named, first_reset, playable_data
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.cost import Cost
 from difftilt.recipes.processes import in_own_process
 from difftilt.tasks.control.acting import acting
-from difftilt.tasks.control.data import load_data
 from difftilt.tasks.control.evaluation import Policy, evaluate
 
 CERTIFIED_STATES = 16
@@ -42,7 +41,7 @@ class ControlBench:
         parts: how priors and critics are made.
 
     Raises:
-        InputError: an unknown method.
+        InputError: an unknown method, or a number out of range.
     """
 
     data: list[str]
@@ -53,10 +52,10 @@ class ControlBench:
     parts: Parts
 
     def __post_init__(self) -> None:
-        known = control_methods()
-        for name in self.methods:
-            if name not in known:
-                raise InputError(f"unknown method {name!r}; choose one of {', '.join(known)}")
+        check_named(self.methods, control_methods())
+        for name in ("updates", "episodes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
     def cells(self) -> Cells:
         """One per data set, seed and method."""
@@ -82,7 +81,7 @@ class ControlBench:
 
 def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[str, Any]:
     """Train one method and play it."""
-    setting = build_setting(load_data(data), replace(bench.parts, seed=seed), tell)
+    setting = build_setting(playable_data(data), replace(bench.parts, seed=seed), tell)
     plan = control_plan(bench.updates, seed)
     chosen = control_methods()[method]
     chain = None
