@@ -16,7 +16,7 @@ from difftilt.recipes.control_methods import (
     trained_methods,
 )
 from difftilt.rollouts import rollout
-from difftilt.tasks.control.acting import BestActor, acting
+from difftilt.tasks.control.acting import BestActor, MeanActor, acting
 from difftilt.tasks.control.behaviour import fit_gaussian
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.guidance import StateGuided
@@ -64,6 +64,20 @@ def test_other_methods_act_within_bounds(known: Known):
             assert gain > known.before + 0.2
         elif name != "filtered_bc":
             assert abs(gain) < 0.25
+
+
+def test_gaussian_baselines_play_their_mean(known: Known):
+    """Of ±1/2 with equal chances the clone's mean is 0: a draw would be .5 away from it."""
+    small = replace(known.setting, parts=replace(PARTS, cloning=Fit(150, 256, 5e-3, decays=True)))
+    states = ENDS.repeat_interleave(50, 0)
+    for name in ("gaussian_bc", "iql"):
+        policy = control_methods()[name].make(small, plan_of(name))
+        assert isinstance(policy, MeanActor)
+        first, again = (policy(states, torch.Generator().manual_seed(i)) for i in (0, 1))
+        assert torch.equal(first, again)
+        assert torch.equal(first, policy.policy.moments(states)[0].clamp(-1, 1))
+        if name == "gaussian_bc":
+            assert first.abs().max() < 0.15
 
 
 def test_gaussian_cloning_finds_the_moments():

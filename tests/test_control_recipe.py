@@ -1,6 +1,7 @@
 """The recipe of offline control on a real environment: one small run from data to evaluation."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import torch
 from difftilt.cli import main
 from difftilt.errors import CheckpointError, InputError
 from difftilt.models.residual import ResidualSize
-from difftilt.recipes.control import Control, seeded
+from difftilt.recipes.control import Control, first_reset
 from difftilt.recipes.control_bench import ControlBench, control_row
 from difftilt.recipes.control_methods import control_plan
 from difftilt.recipes.control_parts import Parts, build_setting
 from difftilt.recipes.run import load_run, run
+from difftilt.tasks.control.acting import acting
 from difftilt.tasks.control.critics import CriticOptions
 from difftilt.tasks.control.data import OfflineData, load_data
 from difftilt.tasks.control.episodes import Episode
+from difftilt.tasks.control.evaluation import evaluate
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.stored import load_critic, place, save_critic
 
@@ -111,6 +114,21 @@ def test_a_row_of_the_bench(folder: Path, cache: Path, method: str):
     assert (row["ess"] is None) == (method == "idql")
 
 
+@pytest.mark.parametrize("episodes", [1, 10])
+def test_no_two_seeds_play_an_episode_in_common(episodes: int):
+    resets = [first_reset(seed, episodes) + i for seed in range(5) for i in range(episodes)]
+    assert len(set(resets)) == len(resets) == 5 * episodes
+
+
+def test_a_row_plays_the_episodes_of_its_seed(folder: Path, cache: Path):
+    """The behaviour's return is that of a plain evaluation from the seed's first reset."""
+    bench = ControlBench([str(folder)], ["bc"], [2], 2, 3, PARTS)
+    row = control_row(bench, str(folder), "bc", 2)
+    setting = build_setting(load_data(folder), replace(PARTS, seed=2))
+    policy = acting(setting.target.prior.chain, setting.policy.decode)
+    assert row["return"] == evaluate(ENVIRONMENT, policy, 3, first_reset(2, 3)).mean
+
+
 def test_parts_are_made_again_for_another_seed_and_found_for_the_same(folder, cache):
     data = load_data(folder)
     said: list[str] = []
@@ -121,9 +139,11 @@ def test_parts_are_made_again_for_another_seed_and_found_for_the_same(folder, ca
     assert again.policy.fingerprint == first.policy.fingerprint
     assert again.target.beta == first.target.beta
     assert torch.equal(again.sources.data, first.sources.data)
-    other = build_setting(data, seeded(PARTS, 4), said.append)
+    other = build_setting(data, replace(PARTS, seed=4), said.append)
     assert sum("cloning" in s or "learning" in s for s in said) == 4
     assert other.policy.fingerprint != first.policy.fingerprint
+    weights = (each.critic.modules().state_dict() for each in (first, other))
+    assert not torch.equal(*(state["value.layers.0.weight"] for state in weights))
     held, seen = first.held_out, first.data
     assert len(held) + len(seen) == len(data)
     states = {tuple(row) for row in seen.observations.tolist()}
@@ -137,8 +157,6 @@ def test_the_in_support_critic_has_its_own_place(folder, cache):
     states, actions = data.observations[:5], data.actions[:5]
     assert not torch.equal(iql.critic.q(states, actions), own.critic.q(states, actions))
     assert len(list((cache / "control").glob("critic-*"))) == 2
-    with pytest.raises(InputError, match="unknown critic"):
-        build_setting(data, replace(PARTS, critic="another"))  # type: ignore[arg-type]
 
 
 def test_a_critic_on_disk_is_the_same_and_a_broken_one_is_named(folder, cache, tmp_path):
@@ -162,10 +180,64 @@ def test_scores_need_references_and_returns_do_not(folder, cache):
     assert isinstance(load_data(folder), OfflineData)
 
 
+def renamed(folder: Path, place: Path, environment: str) -> Path:
+    """A copy of a data set that says it is of another environment."""
+    shutil.copytree(folder, place)
+    file = place / "data" / "metadata.json"
+    file.write_text(file.read_text().replace(ENVIRONMENT, environment))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("environment", "remark"),
+    [
+        ("Nowhere-v0", "gymnasium cannot make 'Nowhere-v0'"),
+        ("Hopper-v5", "observations of 4 numbers and actions of 1, but Hopper-v5 has"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_named_before_anything_is_fitted(
+    folder: Path, cache: Path, tmp_path: Path, environment: str, remark: str
+):
+    place = renamed(folder, tmp_path / "renamed", environment)
+    with pytest.raises(InputError, match=remark):
+        recipe(place).job()
+    bench = ControlBench([str(place)], ["bc"], [0], 2, 2, PARTS)
+    with pytest.raises(InputError, match=remark):
+        control_row(bench, str(place), "bc", 0)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "remark"),
+    [
+        ({"steps": 0}, "steps=0 of the parts must be 1 to 1000"),
+        ({"bound": "tahn"}, "bound='tahn' of the parts is unknown; choose clip or tanh"),
+        ({"critic": "another"}, "critic='another' of the parts is unknown"),
+        ({"expectile": 2.0}, "expectile=2.0"),
+        ({"backup_beta": 0.0}, "backup_beta=0.0"),
+        ({"nats": 5.0}, r"nats=5.0 must lie in \(0, 2.08\]"),
+        ({"beta": 0.0}, "beta=0.0 of the parts must be positive"),
+        ({"support": 1}, "support=1 of the parts must be at least 2"),
+        ({"support_states": 0}, "support_states=0"),
+        ({"held_out": 1.0}, "held_out=1.0"),
+    ],
+)
+def test_parts_out_of_range_are_refused_where_they_are_made(changed: dict, remark: str):
+    with pytest.raises(InputError, match=remark):
+        replace(PARTS, **changed)
+    assert replace(PARTS, beta=2.0, nats=5.0).beta == 2.0
+
+
 def test_wrong_words_are_one_sentence(capsys):
     for words, remark in (
         (["bench", "control"], "name at least one data set"),
         (["bench", "control", "--data", "x", "--method", "magic"], "unknown method 'magic'"),
+        (["bench", "control", "--data", "x", "--updates", "0"], "updates=0 must be at least 1"),
+        (["bench", "control", "--data", "x", "--episodes", "0"], "episodes=0 must be at least 1"),
+        (["bench", "control", "--data", "x", "--parts.support", "1"], "support=1"),
+        (["train", "control", "--episodes", "0"], "episodes=0 must be at least 1"),
+        (["train", "control", "--contexts", "0"], "contexts=0 must be at least 1"),
+        (["train", "control", "--parts.size.embedding", "7"], "embedding=7 of the time"),
     ):
         with pytest.raises(SystemExit) as end:
             main(words)

@@ -46,6 +46,21 @@ def test_a_schedule_that_keeps_the_signal_is_refused():
         PolicyConfig(5, 2, SIZE, training_steps=75)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: PolicyConfig(5, 2, bound="tahn"), "unknown bound 'tahn' of a policy; choose one"),
+        (lambda: PolicyConfig(5, 2, schedule="foo"), "unknown schedule 'foo' of a policy"),
+        (lambda: ResidualSize(width=0), "width and expansion >= 1"),
+        (lambda: ResidualSize(blocks=-1), "blocks >= 0"),
+        (lambda: ResidualSize(embedding=7), "embedding=7 of the time must be even"),
+    ],
+)
+def test_wrong_words_and_sizes_are_refused_where_they_are_named(wrong, words, unchecked):
+    with pytest.raises(InputError, match=words):
+        wrong()
+
+
 def test_the_continuous_schedule_is_met_at_every_time():
     squared = PolicyConfig(1, 1, SIZE, "vp_linear").scheduler().alphas_cumprod.double()
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000

@@ -56,6 +56,18 @@ def test_one_seed_has_no_spread_and_an_infinite_error_none():
     assert one["log_z_error"] == math.inf and isinstance(one["mode_tv_raw"], Spread)
 
 
+def test_of_a_mean_the_standard_error_is_shown_where_it_is_asked_for():
+    """Of 1, 2, 3 and 6: deviation sqrt(14 / 3), error half of it; a seed's own is averaged."""
+    rows = [
+        {"problem": "hopper", "method": "rtb", "seed": s, "return": r, "return_error": e}
+        for s, (r, e) in enumerate([(1.0, 0.5), (2.0, 0.5), (3.0, 0.1), (6.0, 0.1)])
+    ]
+    (found,) = compared(rows, ["return", "return_error"], "return", errors=True)
+    assert found["return"].value == 3
+    assert found["return"].spread == pytest.approx(math.sqrt(14 / 3) / 2)
+    assert found["return_error"] == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("ending", [".png", ".svg"])
 def test_the_figure_is_a_picture(ending: str, tmp_path: Path):
     path = tmp_path / "new" / f"figure{ending}"

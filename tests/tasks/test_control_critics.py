@@ -105,6 +105,26 @@ def test_support_learning_finds_the_soft_values(backup):
     assert start == pytest.approx(DISCOUNT * exact, abs=0.06)
 
 
+def in_all_actions(data: OfflineData, options: CriticOptions) -> Critic:
+    """The in-support critic, with the one action that there is."""
+    return fit_in_support(data, data.actions[:, None], options)
+
+
+@pytest.mark.parametrize("fit", [fit_iql, fit_advantage, in_all_actions])
+@pytest.mark.parametrize(("terminated", "exact"), [(False, 2.0), (True, 1.0)])
+def test_a_cut_episode_goes_on_and_a_finished_one_does_not(
+    terminated: bool, exact: float, fit: Callable[..., Critic]
+):
+    """A step pays 1 and leads back: V = 1 / (1 - γ) where the clock ran out, 1 where it is over."""
+    state, over = torch.zeros(64, 1), torch.full((64,), terminated)
+    loop = OfflineData("a loop", state, state, torch.ones(64), state, over, ~over)
+    fast = Fit(250, 32, 1e-2, decays=True)
+    critic = fit(loop, CriticOptions(0.5, 0.1, 16, scale_rewards=False, fit=fast))
+    found, _ = values(critic, FIRST)
+    assert found == pytest.approx(exact, abs=0.05)
+    assert float(critic.q(FIRST, FIRST)[0]) == pytest.approx(exact, abs=0.05)
+
+
 def test_values_of_a_set_are_ordered(generator):
     """mean <= soft value <= tilted mean <= largest, and the ends in β are mean and largest."""
     q = torch.randn(50, 16, generator=generator, dtype=torch.float64)
@@ -155,6 +175,8 @@ def test_wrong_numbers_are_named():
         (lambda: beta_of_divergence(torch.ones(3, 8)), "one value"),
         (lambda: Fit(updates=0), "updates"),
         (lambda: CriticOptions(discount=1.0), "discount"),
+        (lambda: CriticOptions(width=0), "width >= 1"),
+        (lambda: fit_in_support(DATA, DATA.actions[:, None], OPTIONS, 1.0, "hard"), "'hard'"),
     ):
         with pytest.raises(InputError, match=words):
             wrong()

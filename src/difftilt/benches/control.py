@@ -33,10 +33,13 @@ OFFLINE_COLUMNS = [
 
 OFFLINE_LEGEND = """\
 score: 100 (return - random) / (expert - random), by this package's references; return, ±: mean and
-standard error over episodes; ESS: share, mean over held-out states; beta: chosen on held-out states
-by the critic, never by returns; s: seconds of the training, prior and critic left out; ms/action:
-one call in one state; peak MB: how far the process grew in training. Seeds: mean ± standard
-deviation."""
+standard error over a seed's episodes; ESS: share, mean over held-out states; beta: chosen on
+held-out states by the critic, never by returns; s: seconds of the training, prior and critic left
+out; ms/action: one call in one state; peak MB: how far the process grew in training."""
+
+
+SEVERAL_SEEDS = """
+Of several seeds: mean ± standard error over the seeds; of ± and s the mean."""
 
 
 BANDIT_COLUMNS = [
@@ -94,10 +97,10 @@ def control(options: Annotated[OfflineControl, tyro.conf.arg(name="")]) -> Resul
     rows = options.rows(bench.cells())
     if len(seeds_of(rows)) < 2:
         return Result(rows, ranked(rows, "return"), OFFLINE_COLUMNS, OFFLINE_LEGEND)
-    columns = [c for c in OFFLINE_COLUMNS if c.key not in ("seed", "return_error")]
-    scored = all(row["score"] is not None for row in rows)
-    shown = compared(rows, [c.key for c in columns], best="score" if scored else "return")
-    return Result(rows, shown, columns, OFFLINE_LEGEND)
+    columns = [c for c in OFFLINE_COLUMNS if c.key != "seed"]
+    best = "score" if all(row["score"] is not None for row in rows) else "return"
+    shown = compared(rows, [c.key for c in columns], best, errors=True)
+    return Result(rows, shown, columns, OFFLINE_LEGEND + SEVERAL_SEEDS)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,24 @@ class ResidualSize:
         blocks: residual blocks.
         expansion: hidden width of a block, in widths.
         embedding: numbers that the time becomes, even.
+
+    Raises:
+        InputError: a number out of range.
     """
 
     width: int = 128
     blocks: int = 3
     expansion: int = 2
     embedding: int = 32
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.expansion) < 1 or self.blocks < 0:
+            raise InputError(
+                f"a network needs width and expansion >= 1 and blocks >= 0, got {self.width}, "
+                f"{self.expansion} and {self.blocks}"
+            )
+        if self.embedding < 2 or self.embedding % 2:
+            raise InputError(f"embedding={self.embedding} of the time must be even, 2 or more")
 
 
 class TimeFeatures(nn.Module):

@@ -8,7 +8,8 @@ on held-out states, trains π, certifies it in held-out states and plays it in t
 environment's returns are reported and nothing is chosen by them.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,8 @@ from difftilt.recipes.control_methods import control_plan, trained_methods
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.pictures import Picture
 from difftilt.tasks.control.acting import acting
-from difftilt.tasks.control.data import load_data
+from difftilt.tasks.control.data import OfflineData, load_data
+from difftilt.tasks.control.environments import check_playable
 from difftilt.tasks.control.evaluation import Returns, evaluate, rendered_episode
 from difftilt.training.plan import Training
 
@@ -40,6 +42,9 @@ class Control(Recipe):
         episodes: of the evaluation.
         contexts: held-out states that samples and certificate are of.
         training: the plan; the method changes its objective and behaviour.
+
+    Raises:
+        InputError: an unknown method, or a number out of range.
     """
 
     data: str = "halfcheetah-medium"
@@ -51,15 +56,22 @@ class Control(Recipe):
     certificate_paths: int = 4096
     training: Training = field(default_factory=control_plan)
 
+    def __post_init__(self) -> None:
+        check_named([self.method], trained_methods())
+        for name in ("episodes", "contexts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+
     def setting(self) -> ControlSetting:
-        """What the method starts from, fitted or found in the cache."""
-        return build_setting(load_data(self.data), self.parts, tell)
+        """What the method starts from, fitted or found in the cache.
+
+        Raises:
+            InputError: data or environment are missing, or do not fit each other.
+        """
+        return build_setting(playable_data(self.data), self.parts, tell)
 
     def job(self) -> Job:
-        known = trained_methods()
-        if self.method not in known:
-            raise InputError(f"unknown method {self.method!r}; choose one of {', '.join(known)}")
-        method, setting = known[self.method], self.setting()
+        method, setting = trained_methods()[self.method], self.setting()
         torch.manual_seed(self.training.seed)
         posterior = setting.target.posterior(method.form(setting))
         states = setting.held_out_states(self.contexts)
@@ -71,10 +83,9 @@ class Control(Recipe):
         environment = load_data(self.data).environment
         prior = job.target.prior
         chains = {"prior": prior.chain, "posterior": job.posterior.chain}
+        reset = first_reset(self.training.seed, self.episodes)
         played = {
-            name: evaluate(
-                environment, acting(chain, prior.decoded), self.episodes, EVALUATION_SEED
-            )
+            name: evaluate(environment, acting(chain, prior.decoded), self.episodes, reset)
             for name, chain in chains.items()
         }
         rows = [*score_rows(played), *super().evaluation(job, drawn)["rows"]]
@@ -88,12 +99,13 @@ class Control(Recipe):
         """The first episode of the evaluation, played by the behaviour and by the posterior."""
         environment, decoded = load_data(self.data).environment, job.target.prior.decoded
         chains = {"The behaviour": job.target.prior.chain, "The posterior": job.posterior.chain}
+        reset = first_reset(self.training.seed, self.episodes)
         try:
             return [
                 Picture(
                     "gif",
                     rendered_episode(
-                        environment, acting(chain, decoded), seed=EVALUATION_SEED, steps=DRAWN_STEPS
+                        environment, acting(chain, decoded), seed=reset, steps=DRAWN_STEPS
                     ),
                     f"{name} in {environment}: the first {DRAWN_STEPS} steps of the first episode.",
                 )
@@ -102,6 +114,35 @@ class Control(Recipe):
         except MissingPackage as error:
             tell(f"no picture of the policy: {error}")
             return []
+
+
+def check_named(methods: Sequence[str], known: Collection[str]) -> None:
+    """Refuse a method that is not known.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name in methods:
+        if name not in known:
+            raise InputError(f"unknown method {name!r}; choose one of {', '.join(known)}")
+
+
+def playable_data(name: str) -> OfflineData:
+    """Data by name whose environment can be played: found before anything is trained.
+
+    Raises:
+        InputError: data or environment are missing, or do not fit each other.
+        CheckpointError: the data cannot be read.
+        MissingPackage: what the environment runs on is not installed.
+    """
+    data = load_data(name)
+    check_playable(data.environment, data.observation_width, data.action_width)
+    return data
+
+
+def first_reset(seed: int, episodes: int) -> int:
+    """The reset of a seed's first episode; no two seeds have an episode's reset in common."""
+    return EVALUATION_SEED + seed * episodes
 
 
 def score_rows(played: dict[str, Returns]) -> list[dict[str, Any]]:
@@ -117,11 +158,3 @@ def score_rows(played: dict[str, Returns]) -> list[dict[str, Any]]:
     errors = [f"{k} ± {v.score_standard_error:.3g}" for k, v in played.items()]
     note = f"100 (return - random) / (expert - random); {', '.join(errors)}"
     return [metric_row("normalised score", note, scores), returns]
-
-
-def seeded(parts: Parts, seed: int) -> Parts:
-    """The same parts made with another seed."""
-    options = parts.critic_options
-    critic = replace(options, fit=replace(options.fit, seed=seed))
-    cloning = replace(parts.cloning, seed=seed)
-    return replace(parts, seed=seed, cloning=cloning, critic_options=critic)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from difftilt.errors import InputError
 from difftilt.posteriors import Posterior
 from difftilt.recipes.base import tell
 from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.control import EVALUATION_SEED, seeded
+from difftilt.recipes.control import EVALUATION_SEED, check_named, first_reset, playable_data
 from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.cost import Cost
 from difftilt.recipes.processes import in_own_process
 from difftilt.tasks.control.acting import acting
-from difftilt.tasks.control.data import load_data
 from difftilt.tasks.control.evaluation import Policy, evaluate
 
 CERTIFIED_STATES = 16
@@ -36,13 +35,13 @@ class ControlBench:
     Arguments:
         data: data sets by name (or folder).
         methods: by name.
-        seeds: of prior, critic and trainings.
+        seeds: of prior, critic and trainings; each plays episodes of its own.
         updates: of each training.
         episodes: of each evaluation.
         parts: how priors and critics are made.
 
     Raises:
-        InputError: an unknown method.
+        InputError: an unknown method, or a number out of range.
     """
 
     data: list[str]
@@ -53,16 +52,17 @@ class ControlBench:
     parts: Parts
 
     def __post_init__(self) -> None:
-        known = control_methods()
-        for name in self.methods:
-            if name not in known:
-                raise InputError(f"unknown method {name!r}; choose one of {', '.join(known)}")
+        check_named(self.methods, control_methods())
+        for name in ("updates", "episodes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
     def cells(self) -> Cells:
         """One per data set, seed and method."""
         names = cells_of(problem=self.data, seed=self.seeds, method=self.methods)
         parts = json.loads(json.dumps(asdict(self.parts)))
-        settings = {"updates": self.updates, "episodes": self.episodes, "parts": parts}
+        played = {"episodes": self.episodes, "first_reset": EVALUATION_SEED}
+        settings = {"updates": self.updates, **played, "parts": parts}
         return Cells(names, settings, self._rows_of)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -81,7 +81,7 @@ class ControlBench:
 
 def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[str, Any]:
     """Train one method and play it."""
-    setting = build_setting(load_data(data), seeded(bench.parts, seed), tell)
+    setting = build_setting(playable_data(data), replace(bench.parts, seed=seed), tell)
     plan = control_plan(bench.updates, seed)
     chosen = control_methods()[method]
     chain = None
@@ -91,7 +91,8 @@ def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[
             policy: Policy = acting(chain, setting.policy.decode)
         else:
             policy = chosen.make(setting, plan)
-    played = evaluate(setting.data.environment, policy, bench.episodes, EVALUATION_SEED + seed)
+    reset = first_reset(seed, bench.episodes)
+    played = evaluate(setting.data.environment, policy, bench.episodes, reset)
     states = setting.held_out_states(1)
     return {
         "problem": data,

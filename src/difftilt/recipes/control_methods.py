@@ -20,7 +20,7 @@ from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.objectives.policy import DDPO
 from difftilt.recipes.control_parts import ControlSetting
 from difftilt.recipes.makers import Change, Setting, trained
-from difftilt.tasks.control.acting import BestActor, acting
+from difftilt.tasks.control.acting import BestActor, MeanActor, acting
 from difftilt.tasks.control.behaviour import fit_behaviour, fit_gaussian
 from difftilt.tasks.control.evaluation import Policy
 from difftilt.tasks.control.guidance import StateGuided
@@ -164,12 +164,12 @@ def control_methods() -> dict[str, TrainedMethod | OtherMethod]:
     return {
         **trained_methods(),
         "idql": OtherMethod(f"IDQL: the best of {CANDIDATES} of the behaviour, by Q", _best),
-        "iql": OtherMethod("IQL: a Gaussian by advantage-weighted regression", _iql),
+        "iql": OtherMethod("IQL: the mean of a Gaussian by advantage-weighted regression", _iql),
         "bc": OtherMethod("the behaviour itself: a cloned diffusion policy", _behaviour),
         "filtered_bc": OtherMethod(
             f"the same of the best {BEST_SHARE:.0%} of the episodes", _filtered
         ),
-        "gaussian_bc": OtherMethod("one Gaussian per state, cloned", _gaussian),
+        "gaussian_bc": OtherMethod("one Gaussian per state, cloned; its mean is played", _gaussian),
     }
 
 
@@ -189,7 +189,8 @@ def _filtered(setting: ControlSetting, plan: Training) -> Policy:
 
 
 def _gaussian(setting: ControlSetting, plan: Training) -> Policy:
-    return fit_gaussian(setting.data, replace(setting.parts.cloning, seed=plan.seed))
+    fit = replace(setting.parts.cloning, seed=plan.seed)
+    return MeanActor(fit_gaussian(setting.data, fit))
 
 
 def _iql(setting: ControlSetting, plan: Training) -> Policy:
@@ -201,4 +202,4 @@ def _iql(setting: ControlSetting, plan: Training) -> Policy:
         return gain.exp().clamp(max=WEIGHT_LIMIT)
 
     fit = replace(setting.parts.cloning, seed=plan.seed)
-    return fit_gaussian(setting.data, fit, weight=weight)
+    return MeanActor(fit_gaussian(setting.data, fit, weight=weight))

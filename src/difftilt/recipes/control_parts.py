@@ -10,9 +10,10 @@ the environment enters, and one number of nats serves all data sets, whatever th
 rewards.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,7 @@ from difftilt.tasks.control.behaviour import fit_behaviour, support_of
 from difftilt.tasks.control.critics import (
     Critic,
     CriticOptions,
+    check_expectile,
     fit_advantage,
     fit_in_support,
     fit_iql,
@@ -35,11 +37,23 @@ from difftilt.tasks.control.critics import (
 from difftilt.tasks.control.data import OfflineData
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.stored import data_digest, kept_critic, kept_policy
-from difftilt.tasks.control.temperature import beta_of_divergence
+from difftilt.tasks.control.temperature import beta_of_divergence, check_nats
 
 SOLVER_STEPS = 10
 SPLIT_SEED = 0
+BETA_STATES, BETA_ACTIONS = 256, 64
 EXPECTILES = {"advantage": fit_advantage, "iql": fit_iql}
+CRITICS = (*EXPECTILES, "in_support")
+NEEDED = {
+    "steps": f"must be 1 to {PolicyConfig.training_steps}",
+    "bound": f"is unknown; choose {' or '.join(get_args(Bound))}",
+    "critic": f"is unknown; choose one of {', '.join(CRITICS)}",
+    "backup_beta": "must be above 0",
+    "beta": "must be positive and finite",
+    "support": "must be at least 2: the logged action and one of the behaviour",
+    "support_states": "must be at least 1",
+    "held_out": "must lie in (0, 1)",
+}
 
 
 def _cloning() -> Fit:
@@ -65,7 +79,10 @@ class Parts:
         support: K, actions of the behaviour per state.
         support_states: states whose support actions the methods may train on.
         held_out: share of the episodes that nothing is trained on.
-        seed: of everything here.
+        seed: of everything here; both fits add it to a seed of their own.
+
+    Raises:
+        InputError: a number out of range, or an unknown critic or bound.
     """
 
     steps: int = 15
@@ -82,6 +99,31 @@ class Parts:
     support_states: int = 8192
     held_out: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_expectile(self.expectile)
+        if self.beta is None:
+            check_nats(self.nats, BETA_ACTIONS)
+        checks = {
+            "steps": 1 <= self.steps <= PolicyConfig.training_steps,
+            "bound": self.bound in get_args(Bound),
+            "critic": self.critic in CRITICS,
+            "backup_beta": self.backup_beta > 0,
+            "beta": self.beta is None or 0 < self.beta < math.inf,
+            "support": self.support >= 2,
+            "support_states": self.support_states >= 1,
+            "held_out": 0 < self.held_out < 1,
+        }
+        for name, fine in checks.items():
+            if not fine:
+                raise InputError(f"{name}={getattr(self, name)!r} of the parts {NEEDED[name]}")
+
+    def seeded(self) -> "Parts":
+        """These parts, with the seed of each fit moved by theirs."""
+        cloning, options = self.cloning, self.critic_options
+        fit = replace(options.fit, seed=options.fit.seed + self.seed)
+        moved = replace(cloning, seed=cloning.seed + self.seed)
+        return replace(self, cloning=moved, critic_options=replace(options, fit=fit))
 
 
 @dataclass(frozen=True)
@@ -146,8 +188,9 @@ def build_setting(
     say = (lambda _: None) if talk is None else talk
     seen, held_out = data.split(parts.held_out, SPLIT_SEED)
     made_by = {"data": data_digest(seen), "seed": parts.seed}
-    policy = _policy(seen, parts, made_by, say)
-    critic = _critic(seen, policy, parts, made_by, say)
+    fitted = parts.seeded()
+    policy = _policy(seen, fitted, made_by, say)
+    critic = _critic(seen, policy, fitted, made_by, say)
     beta = parts.beta
     if beta is None:
         beta = _chosen_beta(held_out, policy, critic, parts)
@@ -187,8 +230,6 @@ def _critic(
             return EXPECTILES[parts.critic](data, options, parts.expectile)
 
         return kept_critic({**own, "expectile": parts.expectile}, of_logged_actions)
-    if parts.critic != "in_support":
-        raise InputError(f"unknown critic {parts.critic!r}; choose advantage, iql or in_support")
 
     def in_support() -> Critic:
         say(f"drawing {parts.support} support actions in each of {len(data)} next states")
@@ -204,9 +245,9 @@ def _chosen_beta(
     held_out: OfflineData, policy: DiffusionPolicy, critic: Critic, parts: Parts
 ) -> float:
     generator = torch.Generator().manual_seed(parts.seed + 7)
-    rows = torch.randint(len(held_out), (256,), generator=generator)
+    rows = torch.randint(len(held_out), (BETA_STATES,), generator=generator)
     states = held_out.observations[rows]
-    actions = policy.decode(support_of(policy, states, 64, parts.seed + 8, SOLVER_STEPS))
+    actions = policy.decode(support_of(policy, states, BETA_ACTIONS, parts.seed + 8, SOLVER_STEPS))
     with torch.no_grad():
         return beta_of_divergence(critic.q_of_support(states, actions), parts.nats)
 

@@ -39,7 +39,11 @@ def ranked(rows: Sequence[dict[str, Any]], best: str, largest: bool = True) -> l
 
 
 def compared(
-    rows: Sequence[Row], keys: Sequence[str], best: str, largest: bool = True
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    best: str,
+    largest: bool = True,
+    errors: bool = False,
 ) -> list[dict[str, Any]]:
     """One row per problem and method: mean and spread over the seeds, the best first.
 
@@ -48,6 +52,7 @@ def compared(
         keys: what the result has of each.
         best: the key by which methods are sorted.
         largest: whether the largest comes first.
+        errors: give the standard error of the mean, not the seeds' standard deviation.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -60,7 +65,8 @@ def compared(
         values = _values(groups[names], best)
         return order.index(names[0]), (sign * statistics.fmean(values)) if values else math.inf
 
-    return [{key: _cell(groups[names], key) for key in keys} for names in sorted(groups, key=rank)]
+    chosen = [groups[names] for names in sorted(groups, key=rank)]
+    return [{key: _cell(group, key, errors) for key in keys} for group in chosen]
 
 
 def _values(rows: Sequence[Row], key: str) -> list[float]:
@@ -68,7 +74,7 @@ def _values(rows: Sequence[Row], key: str) -> list[float]:
     return [abs(v) for v in signed] if key == "log_z_error" else signed
 
 
-def _cell(rows: Sequence[Row], key: str) -> Cell:
+def _cell(rows: Sequence[Row], key: str, errors: bool) -> Cell:
     if isinstance(rows[0].get(key), str):
         return rows[0][key]
     values = _values(rows, key)
@@ -79,10 +85,11 @@ def _cell(rows: Sequence[Row], key: str) -> Cell:
         len(values) == 1
         or not all(map(math.isfinite, values))
         or key.endswith("_calls")
-        or key == "seconds"
+        or key in ("seconds", "return_error")
     ):
         return round(mean) if key.endswith("_calls") else mean
-    return Spread(mean, statistics.stdev(values))
+    spread = statistics.stdev(values)
+    return Spread(mean, spread / math.sqrt(len(values)) if errors else spread)
 
 
 def draw_comparison(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:

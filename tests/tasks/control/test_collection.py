@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import h5py
 import minari
 import numpy as np
 import pytest
 import torch
+from minari.serialization import serialize_space
 from safetensors.torch import save_file
 
 from difftilt.errors import CheckpointError, InputError, MissingPackage
@@ -110,6 +112,36 @@ def test_a_named_data_set_is_made_once_and_kept(
     with h5py.File(place / "data" / "main_data.hdf5") as file:
         assert file["episode_0/observations"].dtype == np.float16
         assert file["episode_0/actions"].dtype == np.float16
+
+
+def test_a_relative_cache_keeps_what_was_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFTILT_CACHE", "cache")
+    place = made(NAME, transitions=60)
+    assert place.resolve().is_relative_to(tmp_path)
+    assert read_episodes(place).environment == "Hopper-v5"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Discrete(4),
+        gymnasium.spaces.MultiBinary(3),
+        gymnasium.spaces.Dict({"door": gymnasium.spaces.Discrete(4)}),
+        gymnasium.spaces.Tuple([gymnasium.spaces.Box(-1, 1, (2,))]),
+    ],
+)
+def test_observations_that_are_no_box_are_named(folder: Path, space: Any) -> None:
+    file = folder / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata["observation_space"] = serialize_space(space)
+    file.write_text(json.dumps(metadata))
+    kind = next(iter(space.values())) if isinstance(space, gymnasium.spaces.Dict) else space
+    with pytest.raises(InputError, match="observations of Hopper-v5") as refused:
+        read_episodes(folder)
+    assert str(kind) in str(refused.value)
 
 
 @pytest.mark.parametrize("name", DATA_SETS)

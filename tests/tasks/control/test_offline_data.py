@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from difftilt.adapters.actions import Bound, unbounded
 from difftilt.errors import InputError
 from difftilt.tasks.control.data import OfflineData
 
@@ -90,6 +91,18 @@ def test_values_out_of_range_are_named(message: str) -> None:
     broken[row, column] = value
     with pytest.raises(InputError, match=message):
         OfflineData(**columns(data, **{name: broken}))
+
+
+@pytest.mark.parametrize("bound", ["clip", "tanh"])
+def test_actions_rounded_over_a_bound_are_put_on_it(bound: Bound) -> None:
+    data = table([4])
+    actions = data.actions.clone()
+    actions[0, 0], actions[2, 1] = 1.0009, -1.0009
+    found = OfflineData(**columns(data, actions=actions))
+    assert found.actions[0, 0] == 1 and found.actions[2, 1] == -1
+    inside = actions.abs() <= 1
+    assert found.actions[inside].equal(actions[inside])
+    assert unbounded(found.actions, bound).isfinite().all()
 
 
 SHAPES = {

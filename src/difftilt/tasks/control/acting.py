@@ -5,9 +5,11 @@
 | ``ChainActor`` of a prior or of a trained copy | N calls of one network, no gradient |
 | ``ChainActor`` of a guided policy | N calls of the prior, and of the value with its gradient |
 | ``BestActor`` | n actions of a chain, and n calls of the critic |
+| ``MeanActor`` | one call of a Gaussian's network |
 
 The last step is taken without its noise: that noise is what makes the step a law (training,
-certificate), and an actor is better off with its mean.
+certificate), and an actor is better off with its mean. A Gaussian policy has no other step, so it
+plays its mean, as IQL's authors play theirs.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from difftilt.chains import Chain
 from difftilt.kernels import DenoiserKernel, untilted
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
+from difftilt.tasks.control.behaviour import GaussianPolicy
 from difftilt.tasks.control.critics import Critic
 
 Decode = Callable[[Tensor], Tensor]
@@ -86,3 +89,23 @@ class BestActor:
         offered = drawn.unflatten(0, (len(states), self.candidates))
         best = self.critic.q_of_support(states, offered).argmax(1)
         return offered[torch.arange(len(states)), best]
+
+
+@dataclass(frozen=True)
+class MeanActor:
+    """The mean of a Gaussian policy, clipped to [-1, 1]; it draws nothing.
+
+    Arguments:
+        policy: a cloned or weighted Gaussian.
+
+    Source: Kostrikov et al. 2021, IQL, whose evaluation plays at temperature 0 (arXiv 2110.06169).
+    """
+
+    policy: GaussianPolicy
+
+    @torch.no_grad()
+    def __call__(
+        self, states: Float[Tensor, "B O"], generator: torch.Generator
+    ) -> Float[Tensor, "B A"]:
+        """One action for each state."""
+        return self.policy.moments(states)[0].clamp(-1.0, 1.0)

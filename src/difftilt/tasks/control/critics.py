@@ -163,6 +163,8 @@ class CriticOptions:
     fit: Fit = field(default_factory=lambda: Fit(learning_rate=1e-3, decays=True))
 
     def __post_init__(self) -> None:
+        if self.width < 1:
+            raise InputError(f"a critic needs width >= 1, got {self.width}")
         if not 0 <= self.discount < 1 or not 0 < self.average <= 1:
             raise InputError(
                 f"a critic needs discount in [0, 1) and average in (0, 1], got {self.discount} "
@@ -185,6 +187,9 @@ def soft_value(q: Float[Tensor, "B K"], beta: float) -> Float[Tensor, " B"]:
     return (torch.logsumexp(beta * q, 1) - math.log(q.shape[1])) / beta
 
 
+BACKUPS = {"softmax": softmax_value, "soft": soft_value}
+
+
 def fit_iql(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -> Critic:
     """Implicit Q-learning: V is an expectile of Q over logged actions.
 
@@ -197,7 +202,7 @@ def fit_iql(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -
         InputError: ``expectile`` out of range.
         TrainingError: the loss is not finite.
     """
-    _check_expectile(expectile)
+    check_expectile(expectile)
     learner = _Learner(data, options)
 
     def loss(rows: Tensor) -> Tensor:
@@ -226,7 +231,7 @@ def fit_advantage(data: OfflineData, options: CriticOptions, expectile: float = 
         InputError: ``expectile`` out of range.
         TrainingError: the loss is not finite.
     """
-    _check_expectile(expectile)
+    check_expectile(expectile)
     learner = _Learner(data, options, relative=True)
 
     def loss(rows: Tensor) -> Tensor:
@@ -238,7 +243,12 @@ def fit_advantage(data: OfflineData, options: CriticOptions, expectile: float = 
     return learner.run(loss)
 
 
-def _check_expectile(expectile: float) -> None:
+def check_expectile(expectile: float) -> None:
+    """Refuse an expectile that is none.
+
+    Raises:
+        InputError: it is outside (0, 1).
+    """
     if not 0 < expectile < 1:
         raise InputError(f"expectile={expectile} must lie in (0, 1)")
 
@@ -260,7 +270,8 @@ def fit_in_support(
         backup: "softmax" (QGPO's) or "soft" (the exact value at a price of 1/β per nat).
 
     Raises:
-        InputError: another number of support actions than of transitions, or β not above 0.
+        InputError: another number of support actions than of transitions, β not above 0, or an
+            unknown backup.
         TrainingError: the loss is not finite.
     """
     if len(support) != len(data.actions):
@@ -270,7 +281,9 @@ def fit_in_support(
         )
     if not beta > 0:
         raise InputError(f"beta={beta} of the backup must be above 0")
-    worth = softmax_value if backup == "softmax" else soft_value
+    if backup not in BACKUPS:
+        raise InputError(f"unknown backup {backup!r}; choose one of {', '.join(BACKUPS)}")
+    worth = BACKUPS[backup]
     learner = _Learner(data, options)
 
     def loss(rows: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class OfflineData:
     Arguments:
         environment: the gymnasium id, such as ``"HalfCheetah-v5"``.
         observations: (M, O), flat.
-        actions: (M, A) in [-1, 1].
+        actions: (M, A) in [-1, 1]; what half precision rounded over a bound is put on it.
         rewards: (M,), in the environment's units.
         next_observations: (M, O), what followed each action.
         terminations: (M,) where the task was over after the transition.
@@ -64,6 +64,7 @@ class OfflineData:
                 f"{self.environment}: an action has the size {largest:.4g}; scale actions to "
                 "[-1, 1] by the bounds of the action space"
             )
+        object.__setattr__(self, "actions", self.actions.clamp(-1, 1))
 
     def __len__(self) -> int:
         return len(self.rewards)

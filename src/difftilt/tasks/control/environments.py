@@ -68,6 +68,29 @@ def make_environment(name: str, **arguments: Any) -> Any:
     return environment
 
 
+def check_playable(name: str, observations: int, actions: int) -> None:
+    """Make an environment once, and see that logged transitions are of its widths.
+
+    Arguments:
+        name: its id.
+        observations: O of the data.
+        actions: A of the data.
+
+    Raises:
+        InputError: no such environment, or one of other widths.
+        MissingPackage: what it runs on is not installed.
+    """
+    made = make_environment(name)
+    seen, taken = made.observation_space, made.action_space
+    made.close()
+    if seen.shape != (observations,) or taken.shape != (actions,):
+        raise InputError(
+            f"the data have observations of {observations} numbers and actions of {actions}, but "
+            f"{name} has {seen} and {taken}; name the environment that they are of in their "
+            "metadata"
+        )
+
+
 def scale_of(space: Any, name: str) -> Scale:
     """The scale of an action space.
 

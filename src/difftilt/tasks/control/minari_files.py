@@ -54,6 +54,8 @@ def write_episodes(folder: Path, name: str, stored: Stored, description: str = "
     """
     minari = require("minari", EXTRA)
     storage_type = require("minari.dataset.minari_storage", EXTRA).MinariStorage
+    # h5py opens the file from another folder than this, where the path is relative.
+    folder = folder.expanduser().resolve()
     made = make_environment(stored.environment)
     scale = scale_of(made.action_space, stored.environment)
     written = folder.with_name(folder.name + ".part")
@@ -73,7 +75,8 @@ def read_episodes(folder: Path) -> Stored:
 
     Raises:
         CheckpointError: it is no Minari data set, is damaged, or lacks its spaces or environment.
-        InputError: observations outside the bounds that its own space states.
+        InputError: observations of another kind than numbers in a box, or outside the bounds that
+            their own space states.
     """
     minari = require("minari", EXTRA)
     folder = folder / "data" if (folder / "data").is_dir() else folder
@@ -81,6 +84,7 @@ def read_episodes(folder: Path) -> Stored:
     try:
         dataset = minari.MinariDataset(folder)
         name, space = dataset.spec.env_spec.id, dataset.observation_space
+        _check_space(space, f"{folder}: observations of {name}")
         scale = scale_of(dataset.action_space, name)
         episodes = [_episode(space, scale, found) for found in dataset.iterate_episodes()]
     except InputError:
@@ -154,6 +158,17 @@ def _check_metadata(folder: Path) -> None:
     for key in ("env_spec", "observation_space", "action_space"):
         if key not in metadata:
             raise _unreadable(folder, f"its metadata lack {key}")
+
+
+def _check_space(space: Any, what: str) -> None:
+    spaces = require("gymnasium", EXTRA).spaces
+    if isinstance(space, spaces.Dict):
+        for name, part in space.spaces.items():
+            _check_space(part, f"{what}, {name!r}")
+    elif not isinstance(space, spaces.Box):
+        raise InputError(
+            f"{what} are {space}; offline control needs a Box, or a dictionary of them"
+        )
 
 
 def _check_range(folder: Path, space: Any, episodes: Sequence[Episode]) -> None:

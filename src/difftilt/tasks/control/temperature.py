@@ -31,12 +31,7 @@ def beta_of_divergence(q: Float[Tensor, "B K"], nats: float = 1.0) -> float:
     Raises:
         InputError: ``nats`` out of range, or a critic that prefers no action.
     """
-    limit = 0.5 * math.log(q.shape[1])
-    if not 0 < nats <= limit:
-        raise InputError(
-            f"nats={nats} must lie in (0, {limit:.3g}], half of what {q.shape[1]} support actions "
-            "can show"
-        )
+    check_nats(nats, q.shape[1])
     spread = float(q.std(1).mean())
     if not spread > 0:
         raise InputError("the critic gives all support actions one value; train it for longer")
@@ -46,3 +41,21 @@ def beta_of_divergence(q: Float[Tensor, "B K"], nats: float = 1.0) -> float:
         found = float(divergences(q, q.new_tensor([math.exp(middle)]))[0])
         low, high = (middle, high) if found < nats else (low, middle)
     return math.exp(0.5 * (low + high))
+
+
+def check_nats(nats: float, count: int) -> None:
+    """Refuse a divergence that some support actions cannot show.
+
+    Arguments:
+        nats: the wanted mean KL.
+        count: K, support actions per state.
+
+    Raises:
+        InputError: it is not above 0, or more than half of log K.
+    """
+    limit = 0.5 * math.log(count)
+    if not 0 < nats <= limit:
+        raise InputError(
+            f"nats={nats} must lie in (0, {limit:.3g}], half of what {count} support actions "
+            "can show"
+        )
