@@ -1,7 +1,7 @@
 """The settings of a diffusion policy: widths, noise levels, solvers, how actions are bounded."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -32,7 +32,8 @@ class PolicyConfig:
         bound: how actions are bounded.
 
     Raises:
-        InputError: a number out of range, or a schedule whose last level is not noise.
+        InputError: a number out of range, an unknown schedule or bound, or a schedule whose last
+            level is not noise.
     """
 
     observations: int
@@ -48,6 +49,12 @@ class PolicyConfig:
         for name in ("observations", "actions", "training_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"a policy needs {name} >= 1, got {getattr(self, name)}")
+        for name, known in (("schedule", get_args(Schedule)), ("bound", get_args(Bound))):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"unknown {name} {getattr(self, name)!r} of a policy; choose one of "
+                    f"{', '.join(known)}"
+                )
         if not self.final_std > 0:
             raise InputError(f"final_std={self.final_std}; the last step needs a positive one")
         left = float(self.scheduler().alphas_cumprod[-1])
