@@ -1,6 +1,7 @@
 """Diffusion policies that other libraries trained, read by a table of names.
 
     policy = foreign_policy(load_tensors("diffusion.pt"), "cleandiffuser", schedule="vp_linear")
+    policy = policy.measured(states, actions)          # the variances of a chain of few steps
 
 The network has to be the residual perceptron of IDQL (``models.residual``), which reads action,
 time features and state side by side; what differs between libraries is what its layers are called.
@@ -16,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from difftilt.adapters.folders import fill, read_weights
-from difftilt.adapters.policies import DiffusionPolicy, new_policy
+from difftilt.adapters.policies import DiffusionPolicy, load_policy, new_policy
 from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import InputError
 from difftilt.models.residual import ResidualSize
@@ -60,6 +61,9 @@ def foreign_policy(
 ) -> DiffusionPolicy:
     """A policy with another library's weights.
 
+    Its chain has DDPM's variances, which are too small for few steps, until ``measured`` on data
+    (which also shows a wrong schedule: the error of noise at the last time is then not small).
+
     Arguments:
         weights: by their foreign names; a common prefix does not matter.
         layout: the library's name in ``LAYOUTS``, or a table of our names to theirs.
@@ -83,6 +87,23 @@ def foreign_policy(
     kept = {name: getattr(network, name) for name in ("centre", "spread")}
     fill(network, {**own, **kept}, "another library")
     return policy
+
+
+def read_policy(source: str | Path) -> DiffusionPolicy:
+    """A policy of a folder that ``save`` wrote, or of a file of another library's weights.
+
+    Of a file it takes ``foreign_policy``'s own options.
+
+    Raises:
+        InputError: there is nothing, or the weights are no policy's.
+        CheckpointError: the folder is broken.
+    """
+    place = Path(source).expanduser()
+    if not place.exists():
+        raise InputError(
+            f"there is no policy at {place}; name a folder that save wrote, or a file of weights"
+        )
+    return load_policy(place) if place.is_dir() else foreign_policy(load_tensors(place))
 
 
 def _tensors(found: Any, source: str) -> dict[str, Tensor]:
