@@ -9,6 +9,9 @@ import numpy
 import pytest
 import torch
 
+from difftilt.adapters.foreign_policies import LAYOUTS
+from difftilt.adapters.policies import DiffusionPolicy, load_policy, new_policy
+from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.cli import main
 from difftilt.errors import CheckpointError, InputError
 from difftilt.models.residual import ResidualSize
@@ -18,6 +21,7 @@ from difftilt.recipes.control_methods import control_plan
 from difftilt.recipes.control_parts import Parts, build_setting
 from difftilt.recipes.run import load_run, run
 from difftilt.tasks.control.acting import acting
+from difftilt.tasks.control.behaviour import fit_behaviour
 from difftilt.tasks.control.critics import CriticOptions
 from difftilt.tasks.control.data import OfflineData, load_data
 from difftilt.tasks.control.episodes import Episode
@@ -226,6 +230,64 @@ def test_parts_out_of_range_are_refused_where_they_are_made(changed: dict, remar
     with pytest.raises(InputError, match=remark):
         replace(PARTS, **changed)
     assert replace(PARTS, beta=2.0, nats=5.0).beta == 2.0
+
+
+def test_a_ready_policy_takes_the_clones_place(folder, cache, tmp_path):
+    """As a folder and as another library's weights, measured on the data; the rest is as ever."""
+    data = load_data(folder)
+    seen, _ = data.split(PARTS.held_out, 0)
+    made = fit_behaviour(seen, PolicyConfig(4, 1, PARTS.size, bound="tanh"), Fit(150, 128, 5e-3))
+    kept = str(replace(made, error=None).save(tmp_path / "policy"))
+    setting = build_setting(data, replace(PARTS, policy=kept))
+    assert setting.policy.fingerprint == made.fingerprint
+    assert setting.policy.config.bound == "tanh"
+    assert not list((cache / "control").glob("policy-*"))
+    assert made.error is not None and setting.policy.error is not None
+    assert torch.allclose(setting.policy.error, made.error, atol=0.1)
+    stds = [p.chain(4).gaussian.tables.std[1:] for p in (setting.policy, load_policy(kept))]
+    assert bool((stds[0] > stds[1]).all())
+    support = setting.policy.decode(setting.sources.data)
+    assert float(support.abs().max()) <= 1
+    weights = tmp_path / "weights.pt"
+    torch.save(as_cleandiffuser(made), weights)
+    bench = ControlBench([str(folder)], ["bc"], [0], 2, 2, replace(PARTS, policy=str(weights)))
+    assert control_row(bench, str(folder), "bc", 0)["return"] >= 1
+
+
+def as_cleandiffuser(policy: DiffusionPolicy) -> dict[str, torch.Tensor]:
+    """The weights of a policy as that library names them, standardisation in the first layer."""
+    state = dict(policy.network.state_dict())
+    spread, centre = state.pop("spread"), state.pop("centre")
+    first = state["first.weight"].clone()
+    first[:, -len(spread) :] /= spread
+    state["first.bias"] = state["first.bias"] - first[:, -len(spread) :] @ centre
+    state["first.weight"] = first
+    names = [
+        (ours.replace("{k}", "0"), theirs) for ours, theirs in LAYOUTS["cleandiffuser"].items()
+    ]
+    return {
+        f"{theirs.replace('{k}', '0')}.{part}": state[f"{ours}.{part}"]
+        for ours, theirs in names
+        for part in ("weight", "bias")
+    }
+
+
+def test_a_ready_policy_that_does_not_fit_is_one_sentence(folder, cache, tmp_path, capsys):
+    data = load_data(folder)
+    narrow = new_policy(PolicyConfig(3, 1, PARTS.size)).save(tmp_path / "narrow")
+    untrained = new_policy(PolicyConfig(4, 1, PARTS.size)).save(tmp_path / "untrained")
+    for source, remark in (
+        (narrow, "reads states of 3 numbers and makes actions of 1, and the data has 4 and 1"),
+        (untrained, "mistakes pure noise by"),
+        (tmp_path / "nowhere", "there is no policy at"),
+    ):
+        with pytest.raises(InputError, match=remark):
+            build_setting(data, replace(PARTS, policy=str(source)))
+        words = ["train", "control", "--data", str(folder), "--parts.policy", str(source)]
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--out", str(tmp_path / "run")])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and remark in error and "Traceback" not in error
 
 
 def test_wrong_words_are_one_sentence(capsys):

@@ -16,6 +16,7 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from difftilt.adapters.foreign_policies import foreign_policy, load_tensors
     from difftilt.adapters.image_rewards import (
         image_reward,
     )
@@ -257,6 +258,7 @@ __all__ = [
     "completed",
     "export_text_model",
     "fit_noisy_classifier",
+    "foreign_policy",
     "image_reward",
     "isolated",
     "latent",
@@ -264,6 +266,7 @@ __all__ = [
     "load_edm",
     "load_point_clouds",
     "load_reader",
+    "load_tensors",
     "load_text_model",
     "log_ratio",
     "marginal_log_prob",
@@ -277,6 +280,7 @@ __all__ = [
 
 # Where each name lives: the imports above, for ``__getattr__``.
 _HOMES = {
+    "difftilt.adapters.foreign_policies": ("foreign_policy", "load_tensors"),
     "difftilt.adapters.image_rewards": ("image_reward",),
     "difftilt.adapters.molecules": (
         "AtomDenoiser",

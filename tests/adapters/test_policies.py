@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.adapters.actions import bounded, log_stretch, unbounded
-from difftilt.adapters.foreign_policies import foreign_policy, load_tensors
+from difftilt.adapters.foreign_policies import LAYOUTS, foreign_policy, load_tensors
 from difftilt.adapters.policies import (
     FOLDER,
     DiffusionPolicy,
@@ -266,3 +266,80 @@ def test_foreign_weights_that_do_not_fit_are_named(tmp_path):
     broken.write_bytes(b"no weights")
     with pytest.raises(InputError, match="no readable file"):
         load_tensors(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"),
+    [
+        ("affine_in.weight", (4, 4, 4), 2),
+        ("affine_in.weight", (16,), 2),
+        ("affine_in.weight", (0, 15), 2),
+        ("affine_out.bias", (), 1),
+        ("time_mlp.2.bias", (2, 4), 1),
+        ("ln_resnet.0.net.1.weight", (16, 16), 1),
+        ("ln_resnet.0.net.2.bias", (), 1),
+    ],
+)
+def test_foreign_layers_of_a_wrong_shape_are_named(name: str, shape: tuple[int, ...], axes: int):
+    weights = {**Foreign(5, 2, 8, 16).state_dict(), name: torch.zeros(shape)}
+    with pytest.raises(InputError, match=rf"{name} must have {axes} axes of floats"):
+        foreign_policy(weights)
+
+
+def test_foreign_sizes_that_no_network_has_are_named():
+    weights = dict(Foreign(5, 2, 8, 16).state_dict())
+    with pytest.raises(InputError, match="the blocks are 40 wide in a stream of 16"):
+        foreign_policy({**weights, "ln_resnet.0.net.2.bias": torch.zeros(40)})
+    with pytest.raises(InputError, match="the time becomes 7 numbers"):
+        foreign_policy({**weights, "time_mlp.2.bias": torch.zeros(7)})
+    with pytest.raises(InputError, match="there is no state"):
+        foreign_policy({**weights, "affine_in.weight": torch.zeros(16, 10)})
+
+
+@pytest.mark.parametrize(
+    ("held", "remark"),
+    [
+        (torch.zeros(3), "and is a Tensor"),
+        ([torch.zeros(3)], "and is a list"),
+        ({"model_ema": torch.zeros(3)}, "and is a Tensor"),
+        ({"model": {"a": torch.zeros(3), "epoch": 4}}, "under 'epoch' has a int"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_file_of_something_else_is_one_sentence(tmp_path, held, remark: str):
+    file = tmp_path / "weights.pt"
+    torch.save(held, file)
+    with pytest.raises(InputError, match=rf"weights\.pt must hold tensors by name .* {remark}"):
+        load_tensors(file)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_foreign_policys_options_are_checked():
+    weights = dict(Foreign(5, 2, 8, 16).state_dict())
+    with pytest.raises(InputError, match=r"weights must hold tensors by name .* under 'model'"):
+        foreign_policy({"model": weights})  # type: ignore[dict-item]
+    for states in (torch.zeros(9, 4), torch.zeros(9), torch.zeros(1, 5)):
+        with pytest.raises(InputError, match=r"states of 5 numbers; standardise it by states"):
+            foreign_policy(weights, states=states)
+    with pytest.raises(InputError, match="a state is not finite"):
+        foreign_policy(weights, states=torch.full((9, 5), torch.nan))
+    for option in ("foo", "observations"):
+        with pytest.raises(InputError, match=f"unknown option '{option}'"):
+            foreign_policy(weights, **{option: 3})
+    for option in ("schedule", "bound"):
+        with pytest.raises(InputError, match=f"unknown {option} 'foo'"):
+            foreign_policy(weights, **{option: "foo"})
+
+
+def test_a_foreign_layout_is_complete():
+    weights, known = dict(Foreign(5, 2, 8, 16).state_dict()), LAYOUTS["cleandiffuser"]
+    same = foreign_policy(weights, dict(known))
+    assert same.fingerprint == foreign_policy(weights).fingerprint
+    for layout, remark in (
+        ({"first": "affine_in"}, "the layout lacks"),
+        ({**known, "second": "affine_in"}, "has an unknown layer 'second'"),
+        ({**known, "blocks.{k}.layers.0": "ln_resnet.0.net.1"}, "the number of a block"),
+        ({**known, "last": 3}, "the layout names 'last' 3"),
+    ):
+        with pytest.raises(InputError, match=remark):
+            foreign_policy(weights, layout)  # type: ignore[arg-type]

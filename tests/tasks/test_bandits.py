@@ -1,6 +1,7 @@
 """Bandits in many states: their quadratures against closed forms, draws and each other."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from difftilt.kernels import VectorKernel
 from difftilt.noise import GeneratorNoise
 from difftilt.rollouts import rollout
 from difftilt.tasks.bandits import Bandit, BestOf, LineLaw, distances, line_law, optimal
+from difftilt.tasks.bandits.counts import PlaneTruth, counted, counting_floor, marginals
 from difftilt.tasks.bandits.line import best_of
+from difftilt.tasks.bandits.mixtures import ContextualDenoiser
 from difftilt.tasks.bandits.problems import COMPONENTS, DIMENSION, plane_axes
 from difftilt.tasks.bandits.truth import (
     behaviour,
-    counting_floor,
     log_partition,
     mode_weights,
     values_at,
@@ -167,6 +169,57 @@ def test_the_plane_counts_draws():
     bandit = Bandit("ring", "rare", 6)
     found = distances(bandit, lambda s, beta: bandit.chain.given(s), STATE, (0.0,), draws=4000)
     assert float(found.tv[0, 0]) < 3 * float(found.floor[0, 0]) < 0.05
+
+
+def test_the_exact_policy_passes_its_own_column():
+    """Four thousand draws of it had a floor of .013, and left .02 in one state of eight."""
+    bandit = Bandit("ring", "rare", 4)
+    states = bandit.states(3, torch.Generator().manual_seed(2))
+    found = distances(bandit, lambda s, beta: bandit.chain.given(s), states, (0.0,)).to_dict()
+    assert found["within"] == 1 and found["tv_max"] < 0.01 and found["floor"] < 0.003
+    assert found["marginal"] < 2 / 100_000**0.5
+
+
+def test_draws_of_a_tilted_law_pass_too(generator):
+    """At β > 0, where no chain is exact, draws of the quadrature itself: 20,000 of them."""
+    bandit, beta = Bandit("ring", "goal", 4), 3.0
+    law = optimal(bandit, STATE, beta)
+    truth = PlaneTruth(mode_weights(bandit, STATE, law), marginals(law))
+
+    def draw(count: int):
+        rows = torch.multinomial(law.mass, count, replacement=True, generator=generator)
+        x = law.x[rows]
+        return x, bandit.mixture.nearest(STATE.double().expand(count, -1), x)
+
+    found = counted(truth, draw, 20_000)
+    assert found.tv < 3 * found.floor < 0.02 and found.marginal < 2 / 20_000**0.5
+
+
+@pytest.mark.parametrize("geometry", ["line", "ring", "space"])
+def test_wrong_actions_in_right_modes_are_seen(geometry):
+    """Modes half as wide again: their weights hardly move, and the marginals do."""
+    bandit = Bandit(geometry, "rare", 6)
+    wide = ContextualDenoiser(replace(bandit.mixture, std=1.5 * bandit.mixture.std))
+    other = replace(bandit.chain, denoiser=wide)
+    found = distances(bandit, lambda s, beta: other.given(s), STATE, (0.0,), draws=8000)
+    assert float(found.marginal) > 0.03
+    if geometry != "line":
+        assert float(found.tv) < 0.03
+
+
+def test_a_policy_that_is_plainly_off_is_not_drawn_from_on_and_on():
+    drawn = []
+
+    def draw(count: int):
+        drawn.append(count)
+        return torch.zeros(count, 2), torch.zeros(count, dtype=torch.long)
+
+    bandit = Bandit("ring", "rare", 4)
+    law = behaviour(bandit, STATE)
+    found = counted(PlaneTruth(mode_weights(bandit, STATE, law), marginals(law)), draw, 10**9)
+    assert drawn == [4000] and found.tv > 0.5 and found.marginal > 0.2
+    with pytest.raises(InputError, match="draws=0"):
+        distances(bandit, lambda s, beta: bandit.chain.given(s), STATE, draws=0)
 
 
 def test_q_is_bounded_and_has_a_gradient():

@@ -1,7 +1,7 @@
 """Diffusion policies: a noise-predicting network of an action, its time and the observed state.
 
     policy = load_policy(folder)                       # or built by difftilt.tasks.control
-    prior = policy.prior(steps=15)                     # a Prior; bind states with given(states)
+    prior = load(folder, steps=15)                     # a Prior; bind states with given(states)
     likely = policy.support(states, count=16)          # fast draws by DPM-Solver
 
 The noise levels are a diffusers scheduler's. **The last of them has to be noise**: a chain starts
@@ -155,7 +155,8 @@ class DiffusionPolicy:
 
         Arguments:
             states: of the data.
-            x_0: states of the chain whose actions were logged (``actions.unbounded``).
+            x_0: states of the chain whose actions were logged (``actions.unbounded``): under the
+                bound "clip" the actions themselves.
             generator: of the noise and of the rows.
         """
         squared = self.config.scheduler().alphas_cumprod

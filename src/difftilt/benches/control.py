@@ -15,6 +15,7 @@ from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
 from difftilt.tasks.bandits import Bandit
 from difftilt.tasks.bandits.problems import Critic, Geometry
+from difftilt.tasks.bandits.truth import DRAWS
 
 OFFLINE_COLUMNS = [
     Column("problem", "data"),
@@ -51,6 +52,7 @@ BANDIT_COLUMNS = [
     Column("tv_mean", "mean", 3),
     Column("tv_max", "max", 3),
     Column("within", "within .02", 3),
+    Column("marginal", digits=3),
     Column("floor", digits=2),
     Column("seconds", "CPU s", 2),
 ]
@@ -59,7 +61,9 @@ BANDIT_COLUMNS = [
 BANDIT_LEGEND = """\
 Total variation to the optimal policy, mean and largest over held-out states: of the laws of actions
 on the line, exact; else of mode weights, counted from draws, with "floor" what draws of the optimal
-policy itself would show on average; within .02: share of all (state, β); CPU s: of the training."""
+policy itself would show on average; within .02: share of all (state, β); marginal: the largest
+deviation of a distribution function, on the line or along an axis of the plane, which sees actions
+within a mode (draws of the optimal policy show up to 2 / sqrt(draws)); CPU s: of the training."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Bandits(Kept):
         updates: of each training.
         states: held-out states to judge in.
         steps: N of the behaviour's chain; guided methods take 60 if this is less.
+        draws: most in each state and for each β off the line, where modes are counted.
     """
 
     geometry: Geometry = "line"
@@ -124,6 +129,7 @@ class Bandits(Kept):
     updates: int = 2000
     states: int = HELD_OUT
     steps: int = 12
+    draws: int = DRAWS
 
 
 def bandits(options: Annotated[Bandits, tyro.conf.arg(name="")]) -> Result:
@@ -134,7 +140,8 @@ def bandits(options: Annotated[Bandits, tyro.conf.arg(name="")]) -> Result:
     """
     chosen, seeds = list(options.method) or list(bandit_methods()), list(options.seeds)
     problem = Bandit(options.geometry, options.critic, options.steps)
-    bench = BanditBench([problem], chosen, seeds, Budget(options.updates), options.states)
+    judged = (options.states, options.draws)
+    bench = BanditBench([problem], chosen, seeds, Budget(options.updates), *judged)
     rows = options.rows(bench.cells())
     if len(seeds_of(rows)) < 2:
         return Result(rows, ranked(rows, "tv_mean", False), BANDIT_COLUMNS, BANDIT_LEGEND)

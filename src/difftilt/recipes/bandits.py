@@ -29,6 +29,7 @@ from difftilt.posteriors import Prior, Sources
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.makers import Setting, by_itself, on_own_paths, trained
 from difftilt.tasks.bandits import LARGEST_BETA, Bandit, BestOf, Policy, distances
+from difftilt.tasks.bandits.truth import DRAWS
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 from difftilt.value_kernel import ValueKernel
 
@@ -209,9 +210,10 @@ class BanditBench:
         seeds: of the trainings.
         budget: of each; its seed is replaced.
         states: held-out states to judge in.
+        draws: most of each policy in each of them, where its actions are counted.
 
     Raises:
-        InputError: unknown method.
+        InputError: unknown method, or no draw.
     """
 
     problems: list[Bandit]
@@ -219,17 +221,20 @@ class BanditBench:
     seeds: list[int]
     budget: Budget
     states: int = HELD_OUT
+    draws: int = DRAWS
 
     def __post_init__(self) -> None:
         known = bandit_methods()
         for method in self.methods:
             if method not in known:
                 raise InputError(f"unknown method {method!r}; choose one of {', '.join(known)}")
+        if self.draws < 1:
+            raise InputError(f"draws={self.draws} must be at least 1")
 
     def cells(self) -> Cells:
         """One per problem, method and seed."""
         names = [bandit.name for bandit in self.problems]
-        settings = {"updates": self.budget.updates, "states": self.states}
+        settings = {"updates": self.budget.updates, "states": self.states, "draws": self.draws}
         named = cells_of(problem=names, method=self.methods, seed=self.seeds)
         return Cells(named, settings, self._rows_of)
 
@@ -254,6 +259,6 @@ class BanditBench:
         policy = chosen.make(bandit, replace(self.budget, seed=seed))
         seconds = time.process_time() - start
         states = bandit.states(self.states, torch.Generator().manual_seed(STATES_SEED))
-        found = distances(bandit, policy, states, seed=seed).to_dict()
+        found = distances(bandit, policy, states, draws=self.draws, seed=seed).to_dict()
         names = {"problem": bandit.name, "method": method, "seed": seed, "steps": bandit.steps}
         return {**names, **found, "seconds": seconds}

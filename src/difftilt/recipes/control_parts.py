@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.adapters.actions import Bound, unbounded
+from difftilt.adapters.foreign_policies import read_policy
 from difftilt.adapters.policies import DiffusionPolicy
 from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import InputError
@@ -42,6 +43,8 @@ from difftilt.tasks.control.temperature import beta_of_divergence, check_nats
 SOLVER_STEPS = 10
 SPLIT_SEED = 0
 BETA_STATES, BETA_ACTIONS = 256, 64
+WORST_ERROR = 0.5
+"""Of the noise at the last time, where the state is noise; predicting nothing errs by 1."""
 EXPECTILES = {"advantage": fit_advantage, "iql": fit_iql}
 CRITICS = (*EXPECTILES, "in_support")
 NEEDED = {
@@ -69,6 +72,9 @@ class Parts:
         size: of the policy's network.
         bound: how actions are bounded.
         cloning: fit of the behaviour.
+        policy: a ready behaviour instead of a cloned one: a folder of ``DiffusionPolicy.save``, or
+            a file of another library's weights (``foreign_policy``); its size and bound are its
+            own, its variances are measured on the data.
         critic: "advantage" (of steps without chance), "iql", or "in_support" (QGPO's softmax over
             support actions).
         critic_options: how it learns.
@@ -89,6 +95,7 @@ class Parts:
     size: ResidualSize = field(default_factory=ResidualSize)
     bound: Bound = "clip"
     cloning: Fit = field(default_factory=_cloning)
+    policy: str | None = None
     critic: Literal["advantage", "iql", "in_support"] = "advantage"
     critic_options: CriticOptions = field(default_factory=CriticOptions)
     expectile: float = 0.7
@@ -182,7 +189,7 @@ def build_setting(
         talk: says what happens.
 
     Raises:
-        InputError: an option out of range.
+        InputError: an option out of range, or a ready policy that does not fit the data.
         TrainingError: a fit diverged.
     """
     say = (lambda _: None) if talk is None else talk
@@ -205,6 +212,8 @@ def build_setting(
 def _policy(
     data: OfflineData, parts: Parts, made_by: dict, say: Callable[[str], None]
 ) -> DiffusionPolicy:
+    if parts.policy is not None:
+        return ready_policy(parts.policy, data, parts.seed)
     config = PolicyConfig(data.observation_width, data.action_width, parts.size, bound=parts.bound)
 
     def make() -> DiffusionPolicy:
@@ -212,6 +221,39 @@ def _policy(
         return fit_behaviour(data, config, parts.cloning)
 
     return kept_policy({**made_by, "config": asdict(config), "fit": asdict(parts.cloning)}, make)
+
+
+def ready_policy(source: str, data: OfflineData, seed: int = 0) -> DiffusionPolicy:
+    """A policy that was trained elsewhere, its error measured on the data.
+
+    Arguments:
+        source: see ``Parts.policy``.
+        data: logged transitions.
+        seed: of the measurement.
+
+    Raises:
+        InputError: it is no policy, has other widths than the data, or does not know its noise.
+    """
+    policy = read_policy(source)
+    widths = policy.config.observations, policy.config.actions
+    if widths != (data.observation_width, data.action_width):
+        raise InputError(
+            f"the policy of {source} reads states of {widths[0]} numbers and makes actions of "
+            f"{widths[1]}, and the data has {data.observation_width} and {data.action_width}; "
+            "name a policy of this task"
+        )
+    x_0 = unbounded(data.actions, policy.config.bound)
+    generator = torch.Generator().manual_seed(seed + 12)
+    measured = policy.measured(data.observations, x_0, generator)
+    assert measured.error is not None
+    last = float(measured.error[-1])
+    if not last < WORST_ERROR:
+        raise InputError(
+            f"the policy of {source} mistakes pure noise by {last:.2g} on this data (1: it knows "
+            "nothing); give foreign_policy its schedule, unit_time and states, save that, and name "
+            "the folder"
+        )
+    return measured
 
 
 def _critic(
@@ -258,7 +300,7 @@ def support_sources(data: OfflineData, policy: DiffusionPolicy, parts: Parts) ->
     count = min(parts.support_states, len(data))
     rows = torch.randperm(len(data), generator=generator)[:count]
     states = data.observations[rows]
-    logged = unbounded(data.actions[rows], parts.bound)[:, None]
+    logged = unbounded(data.actions[rows], policy.config.bound)[:, None]
     drawn = support_of(policy, states, parts.support - 1, parts.seed + 10, SOLVER_STEPS)
     ends = torch.cat([logged, drawn], 1)
     return Sources(
