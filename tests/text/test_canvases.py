@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX
+from difftilt.diffusions.masked import GENERATED, GIVEN, PADDING, SUFFIX
 from difftilt.errors import InputError
 from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, surrounding
@@ -57,7 +57,7 @@ def test_canvases_of_several_templates_have_one_length(codec: Codec):
     canvases = made(codec, "ann saw bob . [3]", "[1] ran")
     tokens, roles = canvases.conditions.unbind(1)
     assert canvases.conditions.shape == (2, 2, 9) and canvases.generated == 3
-    assert bool((tokens[1, 4:] == codec.pad_id).all()) and bool((roles[1, 4:] == GIVEN).all())
+    assert bool((tokens[1, 4:] == codec.pad_id).all()) and bool((roles[1, 4:] == PADDING).all())
     layouts = canvases.layouts_of(canvases.conditions.flip(0))
     assert [layout.context for layout in layouts] == [1, 0]
 

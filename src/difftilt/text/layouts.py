@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX
+from difftilt.diffusions.masked import GENERATED, GIVEN, PADDING, SUFFIX
 from difftilt.errors import InputError
 from difftilt.text.codecs import Codec
 from difftilt.text.templates import Slot, Template
@@ -158,7 +158,7 @@ def _layout(
 
 def read_back(context: int, tokens: list[int], roles: list[int], codec: Codec) -> Layout:
     """The layout of a canvas that was made elsewhere: a slot is a run of generated positions."""
-    while tokens and (tokens[-1], roles[-1]) == (codec.pad_id, GIVEN):
+    while roles and roles[-1] == PADDING:
         tokens, roles = tokens[:-1], roles[:-1]
     parts: list[str | Slot] = []
     places, start = [], 0
