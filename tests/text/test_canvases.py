@@ -133,6 +133,19 @@ def test_errors_of_canvases(codec: Codec):
         codec.id_of("ann bob")
 
 
+def test_a_typo_is_no_other_target(codec: Codec, unchecked: None):
+    prior, given = tiny_prior(), made(codec, "[1-2] ran").conditions
+    for template in ("[1-2] ran", given):
+        for suffix in ("postrior", "", 2):
+            sentence = f"suffix={suffix!r} says nothing; choose one of posterior, both, none"
+            with pytest.raises(InputError, match=sentence):
+                prior.infill(template, len, suffix=suffix)
+        for lengths in ("unifrom", 3, None):
+            sentence = f"lengths={lengths!r} is no law of lengths; choose one of padding, uniform"
+            with pytest.raises(InputError, match=sentence):
+                prior.infill(template, len, lengths=lengths)
+
+
 def test_errors_of_models():
     model = tiny_prior().model
     from difftilt.text_priors import text_prior

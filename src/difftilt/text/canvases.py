@@ -24,7 +24,15 @@ from torch import Tensor
 from difftilt.diffusions.masked import GENERATED, PADDING, canvas, completed
 from difftilt.errors import InputError
 from difftilt.text.codecs import Codec
-from difftilt.text.layouts import Layout, Lengths, Passage, SuffixUse, laid_out, read_back
+from difftilt.text.layouts import (
+    Layout,
+    Lengths,
+    Passage,
+    SuffixUse,
+    check_choices,
+    laid_out,
+    read_back,
+)
 from difftilt.text.templates import Template
 
 
@@ -140,9 +148,10 @@ def canvases_of(
         max_length: longest canvas that the model reads, or None.
 
     Raises:
-        InputError: no template, a suffix that is asked for and absent, a canvas longer than the
-            model's context, or too many choices of lengths.
+        InputError: no template, an unknown choice of lengths or suffix, a suffix that is asked for
+            and absent, a canvas longer than the model's context, or too many choices of lengths.
     """
+    check_choices(lengths, suffix)
     if not templates:
         raise InputError("there is no template to fill; give at least one")
     layouts: list[Layout] = []
