@@ -120,7 +120,14 @@ class TextPrior:
         special |= set(range(len(tokenizer), vocab_size))
         if pads:
             special.discard(codec.pad_id)
-        return sorted(special | {codec.id_of(token) for token in banned})
+        wanted = {codec.id_of(token) for token in banned}
+        unknown = sorted(i for i in wanted if not 0 <= i < vocab_size)
+        if unknown:
+            raise InputError(
+                f"banned={unknown[0]} is none of the model's ids 0 to {vocab_size - 1}; give an id "
+                "of its tokenizer, or the text of one token"
+            )
+        return sorted(special | wanted)
 
 
 def _checked(reward: Callable[..., Any], canvases: Canvases) -> CheckedReward:
