@@ -215,6 +215,9 @@ def test_errors(prior, task):
         prior.infill("ann [0-1]", liking, lengths=lambda n: float(n == 0))
     with pytest.raises(InputError, match="every token is banned"):
         prior.infill("ann [2]", liking, banned=WORDS)
+    for wrong in (999_999, -5):
+        with pytest.raises(InputError, match=rf"banned={wrong} is none of the model's ids 0 to 13"):
+            prior.infill("ann [2]", liking, banned=["cat", wrong])
     with pytest.raises(InputError, match="n must be at least 1"):
         task.prior_samples(0)
     with pytest.raises(InputError, match="no option 'stepz'"):

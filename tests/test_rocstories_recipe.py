@@ -1,6 +1,7 @@
 """The ROCStories recipe through the command line, on tiny models of the published classes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,20 @@ def test_fillings_have_the_true_length_and_nothing_else_changes(tiny: Path):
         assert tokenizer.eos_token_id not in x_0[roles == GENERATED].tolist()
     trained = task.drawn(200, torch.Generator().manual_seed(0))
     assert not (trained[:, None] == job.contexts).flatten(2).all(2).any()
+
+
+def test_a_prior_without_a_tokenizer_asks_for_one(tiny: Path, tmp_path: Path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(tiny / "prior" / file, bare)
+    given = ["--csv", tiny / "stories.csv", "--prior", bare, "--reader", tiny / "reader"]
+    code, out, err = told("train", "rocstories", *given, "--out", tmp_path / "r")
+    assert (code, out) == (2, "") and "Traceback" not in err
+    assert f"{bare} came without a tokenizer; name the folder" in err.splitlines()[-1]
+    named = {"csv": str(given[1]), "prior": str(bare), "reader": str(given[5]), "contexts": 2}
+    own = RocStories(**named | {"prior": str(tiny / "prior")}).task.truth
+    assert torch.equal(RocStories(**named, tokenizer=str(tiny / "prior")).task.truth, own)
 
 
 def test_the_reward_is_the_reader_s_word_on_the_ending(tiny: Path):

@@ -1,14 +1,17 @@
 """Tiny language models with random weights, and what a test asks of any of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difftilt.adapters.text.base import TextModel
+from difftilt.adapters.text.ddit_network import DDiTNetwork
+from difftilt.adapters.text.families import PUBLISHED
 from difftilt.categorical import Reveal
 from difftilt.chains import Chain
 from difftilt.diffusions.masked import MaskedDiffusion, MaskedLevel
@@ -134,3 +137,23 @@ def plain_foreign(folder: Path, family: str) -> nn.Module:
     if weights.is_file():
         model.load_state_dict(load_file(weights))
     return model.eval()
+
+
+def ddit_folder(folder: Path, tokens: int, family: str) -> Path:
+    """A tiny MDLM or BD3-LM of blocks of 4 as it is published: without a tokenizer."""
+    config = {
+        "model_type": family,
+        "vocab_size": tokens + 1,
+        "model_length": 64,
+        "hidden_dim": 16,
+        "cond_dim": 6,
+        "n_blocks": 2,
+        "n_heads": 2,
+        "block_size": 4,
+    }
+    network = spread(DDiTNetwork(PUBLISHED[family](config)))
+    assert isinstance(network, DDiTNetwork)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(network.published_weights(), folder / "model.safetensors")
+    return folder

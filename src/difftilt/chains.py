@@ -261,8 +261,9 @@ class Chain:
             InputError: a gradient is wanted, and the network cuts the graph.
         """
         self.calls.prior += self.diffusion.calls(x, n)
-        denoiser = self.denoiser.given(self._condition_of(rows))
-        level = self.diffusion.level(n, x)
+        condition = self._condition_of(rows)
+        denoiser = self.denoiser.given(condition)
+        level = self.diffusion.level(n, x, condition)
         if gradients:
             with torch.enable_grad():
                 return differentiable_prediction(denoiser, x, level)

@@ -166,7 +166,7 @@ class DenoiserKernel(Kernel):
         prediction: Tensor,
         condition: Tensor | None,
     ) -> Tilt:
-        own = self.denoiser.given(condition)(x, self.diffusion.level(n, x))
+        own = self.denoiser.given(condition)(x, self.diffusion.level(n, x, condition))
         tilt = self.diffusion.tilt_between(own, prediction, x, n)
         if self.log_scale is None:
             return tilt

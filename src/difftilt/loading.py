@@ -1,6 +1,7 @@
 """One door for priors of every kind: ``load`` asks what a source is and hands it to its reader."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from difftilt.schedules import Schedule
 
 def load(
     source: Any,
-    steps: int = 50,
+    steps: int | None = None,
     *,
-    eta: float = 1.0,
+    eta: float | None = None,
     schedule: Schedule | None = None,
     event_shape: Sequence[int] | None = None,
     **options: Any,
@@ -30,29 +31,33 @@ def load(
         source: a folder or hub id of a diffusers pipeline (unconditional, or text-to-image), or a
             live one; an ``nn.Module`` called as ``network(x, time (B,))``, together with
             ``schedule`` and ``event_shape``; a folder of a masked language model (for a hub id or a
-            live one, and for its options, ``TextPrior(load_text_model(...))``); or a folder of a
-            ``DiffusionPolicy`` or of a ``PointCloudModel``.
-        steps: N.
-        eta: stochasticity of DDIM-like samplers, in [0, 1].
+            live one ``TextPrior(load_text_model(...))``); or a folder of a ``DiffusionPolicy`` or
+            of a ``PointCloudModel``.
+        steps: N, default 50; language models have one for each token.
+        eta: stochasticity of DDIM-like samplers, in [0, 1], default 1.
         schedule: noise schedule of an ``nn.Module``; it is told the schedule's t in [0, 1].
         event_shape: shape of one sample of an ``nn.Module``.
         **options: of an ``nn.Module``: ``prediction_type``, what it predicts (``denoisers``;
             default "epsilon"); of a text-to-image pipeline: fields of ``PictureOptions``
             (``guidance_scale``, ``negative_prompt``, ``true_cfg_scale``, ``height``, ``width``,
-            ``network_batch``, ``decode_batch``, ``checkpointing``).
+            ``network_batch``, ``decode_batch``, ``checkpointing``); of a language model:
+            ``tokenizer`` (live, or a folder or hub id of one), ``order`` and ``temperature`` of a
+            ``TextPrior``, and ``mask_id``, ``pad_id``, ``banned``, ``family``,
+            ``trust_remote_code`` and ``dtype`` (``load_text_model``).
 
     Returns:
         a ``Prior``, a ``TextPrior``, whose verb is ``infill``, or a ``TextToImagePrior``, whose
         verb is ``draw``.
 
     Raises:
-        InputError: the source is of no known kind, or something of it is missing.
+        InputError: the source is of no known kind, something of it is missing, or an option is none
+            of its kind.
     """
     if _is_text_folder(source):
-        from difftilt.adapters.text.base import load_text_model
-        from difftilt.text_priors import TextPrior
-
-        return TextPrior(load_text_model(source))
+        others = {"steps": steps, "eta": eta, "schedule": schedule, "event_shape": event_shape}
+        given = [name for name, value in others.items() if value is not None]
+        return _language_model(source, given, options)
+    steps, eta = 50 if steps is None else steps, 1.0 if eta is None else eta
     if isinstance(source, str | Path) and (Path(source) / "policy.json").is_file():
         from difftilt.adapters.policies import load_policy
 
@@ -73,6 +78,23 @@ def _is_text_folder(source: Any) -> bool:
         return False
     folder = Path(source)
     return (folder / "config.json").is_file() and not (folder / "model_index.json").exists()
+
+
+def _language_model(source: str | Path, given: list[str], options: dict[str, Any]) -> Any:
+    """A ``TextPrior``; ``given`` are the arguments that are for other sources."""
+    from difftilt.adapters.text.base import load_text_model
+    from difftilt.adapters.text.families import TextOptions
+    from difftilt.text_priors import TextPrior
+
+    known = ["tokenizer", "order", "temperature", *(f.name for f in fields(TextOptions))]
+    unknown = [*given, *sorted(set(options) - set(known))]
+    if unknown:
+        raise InputError(
+            f"{source} is a language model, for which load has no option {unknown[0]!r}; options "
+            f"are {', '.join(known)}, and the steps are those of the order"
+        )
+    prior = {name: options.pop(name) for name in ("order", "temperature") if name in options}
+    return TextPrior(load_text_model(source, **options), **prior)
 
 
 def _network(

@@ -25,7 +25,7 @@ from torch import Tensor
 from difftilt.categorical import Reveal
 from difftilt.chains import Chain
 from difftilt.denoisers import Denoiser
-from difftilt.diffusions.masked import GENERATED, MaskedDiffusion, MaskedLevel
+from difftilt.diffusions.masked import GENERATED, MaskedDiffusion
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
 from difftilt.order_kernel import OrderKernel
@@ -215,8 +215,8 @@ class _Lattice:
         masked = x == diffusion.undecided
         count, place = masked.sum(1), _positions(masked)
         reveal = Reveal(place, torch.ones_like(place, dtype=torch.bool))
-        level = MaskedLevel(reveal, diffusion.order.time(count, diffusion.steps))
         condition = None if self.condition is None else self.condition[canvas]
+        level = diffusion.level_of(reveal, count, condition)
         log_probs = step_denoiser(self.chain).given(condition)(x, level)
         if isinstance(self.chain.kernel, OrderKernel):
             log_next = self.chain.kernel.log_next(x, count, condition)

@@ -116,7 +116,7 @@ class OrderKernel(Kernel):
         if not len(rows):
             return self.head.weight.new_zeros((0, x.shape[1], self.head.in_features))
         with self._asked(condition, rows) as inner:
-            return inner.features(x[rows], self.diffusion.level(n, x).part(rows))
+            return inner.features(x[rows], self.diffusion.level(n, x, condition).part(rows))
 
     @contextmanager
     def _asked(self, condition: Tensor | None, rows: Int[Tensor, " R"]) -> Iterator[TokenDenoiser]:

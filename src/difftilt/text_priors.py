@@ -21,7 +21,7 @@ from difftilt.posteriors import Prior
 from difftilt.rewards import CheckedReward, as_reward
 from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, TextModel, codec_of
-from difftilt.text.layouts import Lengths, SuffixUse
+from difftilt.text.layouts import Lengths, SuffixUse, check_choices
 from difftilt.text.rewards import StringReward, TextReward, WellFormed
 from difftilt.text.templates import parsed
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
@@ -83,11 +83,13 @@ class TextPrior:
             banned: ids, or texts of one token, that no slot may hold.
 
         Raises:
-            InputError: a template without slot, with unknown tokens or too long for the model; a
-                suffix that is asked for and absent; β that is not positive.
+            InputError: a template without slot, with unknown tokens or too long for the model; an
+                unknown choice of lengths or suffix, or one that is absent; banned ids that the
+                model does not have; β that is not positive.
         """
         codec = codec_of(self.model)
         if isinstance(template, Tensor):
+            check_choices(lengths, suffix)
             canvases = given_canvases(template, codec)
         else:
             texts = [template] if isinstance(template, str) else template
@@ -118,7 +120,14 @@ class TextPrior:
         special |= set(range(len(tokenizer), vocab_size))
         if pads:
             special.discard(codec.pad_id)
-        return sorted(special | {codec.id_of(token) for token in banned})
+        wanted = {codec.id_of(token) for token in banned}
+        unknown = sorted(i for i in wanted if not 0 <= i < vocab_size)
+        if unknown:
+            raise InputError(
+                f"banned={unknown[0]} is none of the model's ids 0 to {vocab_size - 1}; give an id "
+                "of its tokenizer, or the text of one token"
+            )
+        return sorted(special | wanted)
 
 
 def _checked(reward: Callable[..., Any], canvases: Canvases) -> CheckedReward:

@@ -31,6 +31,9 @@ class TokenNetwork(nn.Module, ABC):
         mask_id: its id of a mask; -1 for a network without one (``diffusions.uniform``).
     """
 
+    pad_id: int | None = None
+    """An id that it hides from all positions, or None: then padding is cut off (``features``)."""
+
     def __init__(self, vocab_size: int, mask_id: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -120,8 +123,15 @@ class TokenDenoiser(Denoiser):
         return torch.where(seen < self.vocab_size, seen, self.network.mask_id)
 
     def features(self, x: Int[Tensor, "B L"], level: MaskedLevel) -> Float[Tensor, "B L d"]:
-        """The network's features of whole states."""
-        return self.network.hidden(self.ids(x), level.time)
+        """The network's features of whole states, anything at padding, which it does not see."""
+        ids, pad_id = self.ids(x), self.network.pad_id
+        if level.lengths is None:
+            return self.network.hidden(ids, level.time)
+        if pad_id is None:
+            return self._cut_to(level.lengths, ids, level.time)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        hidden = torch.where(place < level.lengths[:, None], ids, pad_id)
+        return self.network.hidden(hidden, level.time)
 
     def log_probs(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... V"]:
         """Normalised log-probabilities from features, float32 or wider; -inf for what is banned."""
@@ -143,6 +153,18 @@ class TokenDenoiser(Denoiser):
         if not bool(busy.all()):
             return self._of_some(x_t, level, busy.nonzero().flatten())
         return self.revealed(self.features(x_t, level), level.reveal)
+
+    def _cut_to(
+        self, lengths: Int[Tensor, " B"], ids: Int[Tensor, "B L"], time: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B L d"]:
+        """Features of canvases without what lies behind their ends: one call for each length."""
+        found, rows = [], []
+        for length in lengths.unique().tolist():
+            own = (lengths == length).nonzero().flatten()
+            part = self.network.hidden(ids[own, :length], time[own])
+            found.append(nn.functional.pad(part, (0, 0, 0, ids.shape[1] - length)))
+            rows.append(own)
+        return found[0] if len(found) == 1 else torch.cat(found)[torch.cat(rows).argsort()]
 
     def _of_some(
         self, x: Int[Tensor, "B L"], level: MaskedLevel, rows: Int[Tensor, " R"]

@@ -272,7 +272,7 @@ def test_codes_say_which_step_reveals_what():
 )
 def test_a_wrong_canvas_is_refused(tokens, roles, sentence: str, unchecked: None):
     with pytest.raises(InputError, match=sentence):
-        canvas(torch.zeros(tokens).long(), torch.full(roles, 3))
+        canvas(torch.zeros(tokens).long(), torch.full(roles, 4))
 
 
 def test_nothing_to_generate_is_refused():

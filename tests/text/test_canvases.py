@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX
+from difftilt.diffusions.masked import GENERATED, GIVEN, PADDING, SUFFIX
 from difftilt.errors import InputError
 from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, surrounding
@@ -57,7 +57,7 @@ def test_canvases_of_several_templates_have_one_length(codec: Codec):
     canvases = made(codec, "ann saw bob . [3]", "[1] ran")
     tokens, roles = canvases.conditions.unbind(1)
     assert canvases.conditions.shape == (2, 2, 9) and canvases.generated == 3
-    assert bool((tokens[1, 4:] == codec.pad_id).all()) and bool((roles[1, 4:] == GIVEN).all())
+    assert bool((tokens[1, 4:] == codec.pad_id).all()) and bool((roles[1, 4:] == PADDING).all())
     layouts = canvases.layouts_of(canvases.conditions.flip(0))
     assert [layout.context for layout in layouts] == [1, 0]
 
@@ -131,6 +131,19 @@ def test_errors_of_canvases(codec: Codec):
         made(codec, "[1]").of(1)
     with pytest.raises(InputError, match="'ann bob' is 2 tokens"):
         codec.id_of("ann bob")
+
+
+def test_a_typo_is_no_other_target(codec: Codec, unchecked: None):
+    prior, given = tiny_prior(), made(codec, "[1-2] ran").conditions
+    for template in ("[1-2] ran", given):
+        for suffix in ("postrior", "", 2):
+            sentence = f"suffix={suffix!r} says nothing; choose one of posterior, both, none"
+            with pytest.raises(InputError, match=sentence):
+                prior.infill(template, len, suffix=suffix)
+        for lengths in ("unifrom", 3, None):
+            sentence = f"lengths={lengths!r} is no law of lengths; choose one of padding, uniform"
+            with pytest.raises(InputError, match=sentence):
+                prior.infill(template, len, lengths=lengths)
 
 
 def test_errors_of_models():

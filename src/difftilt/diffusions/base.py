@@ -33,8 +33,14 @@ class Diffusion(ABC):
         """Whether step ``n -> n - 1`` is stochastic."""
 
     @abstractmethod
-    def level(self, n: int | Tensor, x: Tensor) -> Any:
-        """What a denoiser is told of level ``n`` (an int, or one per sample (B,)) of states x."""
+    def level(self, n: int | Tensor, x: Tensor, condition: Tensor | None = None) -> Any:
+        """What a denoiser is told of level ``n`` (an int, or one per sample (B,)) of states x.
+
+        Arguments:
+            n: the level.
+            x: states x_n.
+            condition: (B, ...); a canvas says how far its own chain is. None: there is none.
+        """
 
     @abstractmethod
     def base(self, like: Shaped[Tensor, "B ..."], condition: Tensor | None = None) -> Transition:

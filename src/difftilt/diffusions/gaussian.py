@@ -144,7 +144,7 @@ class GaussianDiffusion(Diffusion):
         tables = replace(self.tables, std=own)
         return GaussianDiffusion(self.levels, tables, self.clip, self.base_std, self.learned_range)
 
-    def level(self, n: int | Tensor, x: Tensor) -> Level:
+    def level(self, n: int | Tensor, x: Tensor, condition: Tensor | None = None) -> Level:
         """Level ``n`` (an int, or one per sample (B,)) in the dtype of ``x``."""
         if isinstance(n, int):
             return self._levels[n]

@@ -12,9 +12,9 @@ step knows its positions:
 | -1 - v | a token v that this step masks again (``Remasking``) |
 
 The condition of an infilling is a *canvas*, (B, 2, L): tokens, and roles (``GIVEN`` to both,
-``GENERATED``, or ``SUFFIX``: shown to the posterior alone). Without one every position is
-generated. Which position is revealed when has no parameter, so the log-ratio of a path is the sum
-of ``log q - log p`` of the revealed tokens alone.
+``GENERATED``, ``SUFFIX``: shown to the posterior alone, or ``PADDING``: behind the end, where no
+network looks). Without one every position is generated. Which position is revealed when has no
+parameter, so the log-ratio of a path is the sum of ``log q - log p`` of the revealed tokens alone.
 
 Sources: Austin et al. 2021 (D3PM, arXiv 2107.03006); Sahoo et al. 2024 (MDLM, arXiv 2406.07524).
 """
@@ -35,7 +35,7 @@ from difftilt.errors import InputError
 from difftilt.noise import Noise
 from difftilt.transitions import Transition
 
-GIVEN, GENERATED, SUFFIX = 0, 1, 2
+GIVEN, GENERATED, SUFFIX, PADDING = 0, 1, 2, 3
 """Roles of a canvas's positions."""
 
 
@@ -46,14 +46,17 @@ class MaskedLevel:
     Arguments:
         reveal: the positions that the step reveals.
         time: (B,) expected share of masks, in (0, 1].
+        lengths: (B,) positions in front of the padding; None: there is none.
     """
 
     reveal: Reveal
     time: Tensor
+    lengths: Tensor | None = None
 
     def part(self, rows: Int[Tensor, " R"]) -> "MaskedLevel":
         """That of some of the samples."""
-        return MaskedLevel(self.reveal.part(rows), self.time[rows])
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return MaskedLevel(self.reveal.part(rows), self.time[rows], lengths)
 
 
 def canvas(tokens: Int[Tensor, "B L"], roles: Int[Tensor, "B L"]) -> Int[Tensor, "B 2 L"]:
@@ -61,18 +64,23 @@ def canvas(tokens: Int[Tensor, "B L"], roles: Int[Tensor, "B L"]) -> Int[Tensor,
 
     Arguments:
         tokens: ids; anything where a position is generated.
-        roles: ``GIVEN``, ``GENERATED`` or ``SUFFIX``.
+        roles: ``GIVEN``, ``GENERATED``, ``SUFFIX`` or, at the end, ``PADDING``.
 
     Raises:
-        InputError: shapes differ, or a role that is none of the three.
+        InputError: shapes differ, a role that is none of the four, or padding before other roles.
     """
     if tokens.shape != roles.shape or tokens.ndim != 2:
         raise InputError(
             f"a canvas wants tokens and roles of one shape (B, L), got {tuple(tokens.shape)} and "
             f"{tuple(roles.shape)}"
         )
-    if not bool(((roles >= GIVEN) & (roles <= SUFFIX)).all()):
-        raise InputError("roles are 0 (given), 1 (generated) or 2 (shown to the posterior alone)")
+    if not bool(((roles >= GIVEN) & (roles <= PADDING)).all()):
+        raise InputError(
+            "roles are 0 (given), 1 (generated), 2 (shown to the posterior alone) or 3 (padding)"
+        )
+    padding = roles == PADDING
+    if bool((padding[:, :-1] & ~padding[:, 1:]).any()):
+        raise InputError("padding (role 3) stands at the end of a canvas alone; move it there")
     return torch.stack([tokens, roles], 1)
 
 
@@ -119,9 +127,21 @@ class MaskedDiffusion(Diffusion):
     def has_density(self, n: int) -> bool:
         return True
 
-    def level(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> MaskedLevel:
+    def level(
+        self, n: int | Tensor, x: Int[Tensor, "B L"], condition: Tensor | None = None
+    ) -> MaskedLevel:
         step = torch.as_tensor(n, device=x.device).expand(len(x))
-        return MaskedLevel(self.reveal(step, x), self.order.time(step, self.steps))
+        return self.level_of(self.reveal(step, x), step, condition)
+
+    def level_of(
+        self, reveal: Reveal, step: Int[Tensor, " B"], condition: Int[Tensor, "B 2 L"] | None
+    ) -> MaskedLevel:
+        """A step that reveals given positions, with each canvas's own time and length."""
+        if condition is None:
+            return MaskedLevel(reveal, self.order.time(step, torch.full_like(step, self.length)))
+        roles = condition[:, 1].expand(len(step), -1)
+        time = self.order.time(step, (roles == GENERATED).sum(1))
+        return MaskedLevel(reveal, time, (roles != PADDING).sum(1))
 
     def reveal(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> Reveal:
         """The positions that step n reveals."""
@@ -159,7 +179,8 @@ class MaskedDiffusion(Diffusion):
         x = torch.where(x < 0, self.undecided, x)
         masked = x == self.undecided
         if not isinstance(self.order, Remasking):
-            return self.placed(x, self.order.chosen(masked, x, self.level(n, x), noise), n)
+            level = self.level(n, x, condition)
+            return self.placed(x, self.order.chosen(masked, x, level, noise), n)
         shown = (x < self.vocab_size) & self._generated(x, condition)
         revealed, forgotten = self.order.drawn(masked, shown, n, noise)
         return torch.where(forgotten, -1 - x, torch.where(revealed, self.vocab_size + n, x))

@@ -57,9 +57,14 @@ class Order(ABC):
         """Most positions that one step reveals, of ``length`` generated ones."""
         return 1
 
-    def time(self, step: Int[Tensor, " B"], steps: int) -> Float[Tensor, " B"]:
-        """Expected share of masks at each step of ``steps``, what networks are told as time."""
-        return step / steps
+    def time(self, step: Int[Tensor, " B"], generated: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Expected share of a canvas's own masks at each step: what networks are told as time.
+
+        Arguments:
+            step: n; where it is beyond the canvas's last step, nothing is revealed.
+            generated: positions that each canvas generates.
+        """
+        return (step / generated.clamp(min=1)).clamp(max=1)
 
     def chosen(
         self, masked: Bool[Tensor, "B L"], x: Int[Tensor, "B L"], level: Any, noise: Noise
@@ -121,6 +126,10 @@ class _Counted(Order):
 
     def at_once(self, length: int) -> int:
         return min(self.tokens_per_step, length)
+
+    def time(self, step: Int[Tensor, " B"], generated: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        own_steps = (generated + self.tokens_per_step - 1) // self.tokens_per_step
+        return super().time(step, own_steps)
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,9 @@ class Parallel(Order):
 
     def at_once(self, length: int) -> int:
         return length
+
+    def time(self, step: Int[Tensor, " B"], generated: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        return step / self.count
 
     def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
         return (noise.uniforms(generated) * self.count).long().clamp(max=self.count - 1) + 1

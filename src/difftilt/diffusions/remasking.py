@@ -123,7 +123,7 @@ class Remasking(Order):
     def at_once(self, length: int) -> int:
         return length
 
-    def time(self, step: Int[Tensor, " B"], steps: int) -> Float[Tensor, " B"]:
+    def time(self, step: Int[Tensor, " B"], generated: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         return (1 - self.alpha).float().to(step.device)[step]
 
     def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:

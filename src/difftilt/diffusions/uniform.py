@@ -58,7 +58,9 @@ class UniformDiffusion(Diffusion):
     def has_density(self, n: int) -> bool:
         return True
 
-    def level(self, n: int | Tensor, x: Int[Tensor, "B L"]) -> MaskedLevel:
+    def level(
+        self, n: int | Tensor, x: Int[Tensor, "B L"], condition: Tensor | None = None
+    ) -> MaskedLevel:
         step = torch.as_tensor(n, device=x.device).expand(len(x))
         return MaskedLevel(_everywhere(x), step / self.steps)
 

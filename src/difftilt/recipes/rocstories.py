@@ -70,6 +70,8 @@ class RocStories(Recipe):
     Arguments:
         csv: the ROCStories file, which its authors hand out on request.
         prior: folder or hub id of a masked language model.
+        tokenizer: folder or hub id of the prior's tokenizer; empty: its own, and GPT-2's for hub
+            ids of SEDD, MDLM and BD3-LM, which have none.
         reader: folder or hub id of a causal language model.
         embedder: folder or hub id of an encoder, for the similarity; empty: the prior's network.
         reveals: T, steps of the chain.
@@ -83,6 +85,7 @@ class RocStories(Recipe):
 
     csv: str = ""
     prior: str = "louaaron/sedd-small"
+    tokenizer: str = ""
     reader: str = "openai-community/gpt2-large"
     embedder: str = ""
     reveals: int = 15
@@ -121,7 +124,13 @@ class RocStories(Recipe):
             return self._task(stories, str(folder / "prior"), str(folder / "reader"))
 
     def _task(self, stories: Splits, prior: str, reader: str) -> StoryTask:
-        model, scorer = load_text_model(prior), load_reader(reader)
+        model = load_text_model(prior, self.tokenizer or None)
+        if model.tokenizer is None:
+            raise InputError(
+                f"{prior} came without a tokenizer; name the folder or hub id of one by "
+                "--tokenizer (SEDD, MDLM and BD3-LM have GPT-2's, openai-community/gpt2)"
+            )
+        scorer = load_reader(reader)
         return story_task(stories, model, scorer, self.contexts, self.reveals, self.beta)
 
     def job(self) -> Job:

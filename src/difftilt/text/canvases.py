@@ -1,11 +1,12 @@
 """Canvases: templates as conditions of a masked chain, (C, 2, L), and back to passages.
 
     [CLS] She opened the door. | ? ? ? ? | Then she ran. [SEP] | pad pad
-    given                      generated   suffix        given   given
+    given                      generated   suffix        given   padding
 
 Every template, and every choice of the lengths of its slots, is one canvas; all are padded to one
-length, so that a batch may mix them. Models that hide pads do not notice; another one takes the
-padding, ends of text, for what follows: give it templates of one length.
+length, so that a batch may mix them. No model sees that padding: one that hides an id of its own
+does so (``TokenNetwork.pad_id``), another is given each canvas without it, those of one length in
+one call. So the law of a template is what it is alone, whatever others are in the list.
 
 Lengths of a slot ``[5-12]``:
 
@@ -20,10 +21,18 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from difftilt.diffusions.masked import GENERATED, GIVEN, canvas, completed
+from difftilt.diffusions.masked import GENERATED, PADDING, canvas, completed
 from difftilt.errors import InputError
 from difftilt.text.codecs import Codec
-from difftilt.text.layouts import Layout, Lengths, Passage, SuffixUse, laid_out, read_back
+from difftilt.text.layouts import (
+    Layout,
+    Lengths,
+    Passage,
+    SuffixUse,
+    check_choices,
+    laid_out,
+    read_back,
+)
 from difftilt.text.templates import Template
 
 
@@ -43,7 +52,7 @@ class Canvases:
         self.codec = codec
         self.length = max(len(layout.tokens) for layout in layouts)
         tokens = [self._padded(layout.tokens, codec.pad_id) for layout in layouts]
-        roles = [self._padded(layout.roles, GIVEN) for layout in layouts]
+        roles = [self._padded(layout.roles, PADDING) for layout in layouts]
         self.conditions = canvas(torch.tensor(tokens), torch.tensor(roles))
         self._by_key: dict[bytes, Layout] = {}
         for key, layout in zip(_keys(self.conditions), self.layouts, strict=True):
@@ -116,9 +125,9 @@ class Canvases:
 
 
 def _keys(condition: Int[Tensor, "B 2 L"]) -> list[bytes]:
-    """What tells canvases apart: their tokens and the places of their slots."""
-    generated = condition[:, 1:] == GENERATED
-    known = torch.cat([condition[:, :1], generated.long()], 1).cpu()
+    """What tells canvases apart: their tokens, the places of their slots, and their ends."""
+    roles = condition[:, 1:]
+    known = torch.cat([condition[:, :1], roles == GENERATED, roles == PADDING], 1).cpu()
     return [row.numpy().tobytes() for row in known]
 
 
@@ -139,9 +148,10 @@ def canvases_of(
         max_length: longest canvas that the model reads, or None.
 
     Raises:
-        InputError: no template, a suffix that is asked for and absent, a canvas longer than the
-            model's context, or too many choices of lengths.
+        InputError: no template, an unknown choice of lengths or suffix, a suffix that is asked for
+            and absent, a canvas longer than the model's context, or too many choices of lengths.
     """
+    check_choices(lengths, suffix)
     if not templates:
         raise InputError("there is no template to fill; give at least one")
     layouts: list[Layout] = []
@@ -159,7 +169,9 @@ def canvases_of(
 def given_canvases(conditions: Int[Tensor, "C 2 L"], codec: Codec) -> Canvases:
     """Canvases that were made elsewhere; a slot is a run of generated positions.
 
-    A slot may hold any number of tokens up to its width, pads behind them.
+    A slot may hold any number of tokens up to its width, pads behind them. What fills up a canvas
+    to the length of the others is ``PADDING``; pads that are ``GIVEN`` are text to a model that
+    hides none.
     """
     rows = enumerate(conditions.tolist())
     return Canvases([read_back(i, tokens, roles, codec) for i, (tokens, roles) in rows], codec)

@@ -8,14 +8,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX
+from difftilt.diffusions.masked import GENERATED, GIVEN, PADDING, SUFFIX
 from difftilt.errors import InputError
 from difftilt.text.codecs import Codec
 from difftilt.text.templates import Slot, Template
 
-Lengths = Literal["padding", "uniform"] | Callable[[int], float]
+NamedLengths = Literal["padding", "uniform"]
+Lengths = NamedLengths | Callable[[int], float]
 """How the length of a slot is found: "padding", or the law that it is drawn from."""
 SuffixUse = Literal["posterior", "both", "none"]
 """Who sees the suffix: the posterior alone, prior and posterior, or nobody but the reward."""
@@ -83,6 +84,23 @@ class Layout:
             if is_pad != sorted(is_pad) or is_pad.count(False) < least:
                 return False
         return True
+
+
+def check_choices(lengths: Lengths, suffix: SuffixUse | None) -> None:
+    """Refuse words that name nothing: a typo would stand for another target.
+
+    Raises:
+        InputError: lengths or suffix is none of its choices.
+    """
+    if suffix is not None and suffix not in get_args(SuffixUse):
+        raise InputError(
+            f"suffix={suffix!r} says nothing; choose one of {', '.join(get_args(SuffixUse))}"
+        )
+    if not callable(lengths) and lengths not in get_args(NamedLengths):
+        raise InputError(
+            f"lengths={lengths!r} is no law of lengths; choose one of "
+            f"{', '.join(get_args(NamedLengths))}, or give a function of the length"
+        )
 
 
 def laid_out(
@@ -158,7 +176,7 @@ def _layout(
 
 def read_back(context: int, tokens: list[int], roles: list[int], codec: Codec) -> Layout:
     """The layout of a canvas that was made elsewhere: a slot is a run of generated positions."""
-    while tokens and (tokens[-1], roles[-1]) == (codec.pad_id, GIVEN):
+    while roles and roles[-1] == PADDING:
         tokens, roles = tokens[:-1], roles[:-1]
     parts: list[str | Slot] = []
     places, start = [], 0

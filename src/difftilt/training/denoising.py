@@ -52,12 +52,12 @@ def denoising_gradient(state: TrainingState, path: Path) -> Tensor:
     noised, wanted = diffusion.denoising_pair(ends, n, noise, condition)
     losses = []
     for rows in torch.arange(len(ends)).split(state.plan.chunk):
-        bound = kernel.denoiser.given(None if condition is None else condition[rows])
+        given = None if condition is None else condition[rows]
         x = noised[rows]
-        prediction = bound(x, diffusion.level(n[rows], x))
+        prediction = kernel.denoiser.given(given)(x, diffusion.level(n[rows], x, given))
         loss = diffusion.denoising_loss(prediction, wanted[rows], x, n[rows])
         if state.plan.anchor > 0:
-            own = state.chain.given(None if condition is None else condition[rows])
+            own = state.chain.given(given)
             loss = loss + state.plan.anchor * _distance(own, x, n[rows], prediction)
         (loss.sum() / len(ends)).backward()
         losses.append(loss.detach())

@@ -123,7 +123,8 @@ class CanvasPartition(FeaturePartition):
         tokens, roles = condition.unbind(1)
         x = torch.where(roles == GENERATED, chain.denoiser.vocab_size, tokens)
         chain.calls.prior += len(x)
-        return wide(chain.denoiser.features(x, chain.diffusion.level(chain.steps, x)).mean(1))
+        level = chain.diffusion.level(chain.steps, x, condition)
+        return wide(chain.denoiser.features(x, level).mean(1))
 
 
 def partition_of(chain: Chain, reads: Reads | None = None, canvases: bool = False) -> LogPartition:

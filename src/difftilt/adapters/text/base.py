@@ -150,7 +150,7 @@ def _given(config: dict[str, Any]) -> dict[str, Any]:
 
 def _record(network: TokenNetwork, tokenizer: Any, options: TextOptions, source: str) -> TextModel:
     network.eval().requires_grad_(False)
-    pad_id: int | None = getattr(network, "pad_id", options.pad_id)
+    pad_id = options.pad_id if network.pad_id is None else network.pad_id
     banned = options.banned
     if banned is None:
         banned = _never_drawn(network.vocab_size, tokenizer, pad_id)
