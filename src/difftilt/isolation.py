@@ -101,14 +101,20 @@ class IsolatedReward:
         return self._reward.bound
 
     def __call__(
-        self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
+        self, x_0: Shaped[Tensor, "B ..."] | Sequence[str], condition: Condition | None = None
     ) -> Float[Tensor, " B"]:
         """log r of each sample, detached, on the device of x_0.
+
+        Arguments:
+            x_0: samples; or B texts, for a function of ``list[str]`` there.
+            condition: of samples; (B, ...) or B texts.
 
         Raises:
             RewardError: as for every reward; or no answer after ``restarts`` restarts.
         """
-        return self._reward(x_0, condition)
+        if isinstance(x_0, Tensor):
+            return self._reward(x_0, condition)
+        return self._process.score(list(x_0))
 
     def close(self) -> None:
         """End the process; closing twice is fine, scoring after it is an error."""
@@ -145,8 +151,9 @@ class _Restarted:
                 f"{launch.python}; {lost.remedy}"
             ) from None
 
-    def score(self, x_0: Tensor, condition: Condition | None = None) -> Tensor:
-        name, shape = self._launch.spec, tuple(x_0.shape)
+    def score(self, x_0: Tensor | list[str], condition: Condition | None = None) -> Tensor:
+        name, are_texts = self._launch.spec, isinstance(x_0, list)
+        where = f"{len(x_0)} texts" if are_texts else f"a batch of shape {tuple(x_0.shape)}"
         with self._lock:
             if self._is_closed:
                 raise RewardError(f"reward {name!r} is closed; make another with isolated(...)")
@@ -154,11 +161,10 @@ class _Restarted:
                 reply, arrays = self._ask(_question(x_0, condition))
             except _Lost as lost:
                 attempts = f"(attempt {self._attempts} of {self._attempts})"
-                text = f"{lost.what} {attempts} on a batch of shape {shape}; {lost.remedy}"
+                text = f"{lost.what} {attempts} on {where}; {lost.remedy}"
                 raise RewardError(f"reward {name!r} {text}") from None
         if "raised" in reply:
-            where = f"on a batch of shape {shape}"
-            error = RewardError(f"reward {name!r} raised {reply['raised']} {where}")
+            error = RewardError(f"reward {name!r} raised {reply['raised']} on {where}")
             error.add_note(f"In the process of the reward:\n{reply['traceback']}")
             raise error
         if "unusable" in reply:
@@ -303,8 +309,10 @@ def _to_numpy(x: Tensor) -> np.ndarray:
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def _question(x_0: Tensor, condition: Condition | None) -> Message:
-    """Samples and a condition of numbers as arrays; a condition of texts in the header."""
+def _question(x_0: Tensor | list[str], condition: Condition | None) -> Message:
+    """Samples and a condition of numbers as arrays; those of texts in the header."""
+    if isinstance(x_0, list):
+        return {"samples": x_0}, []
     if condition is None:
         return {}, [_to_numpy(x_0)]
     if isinstance(condition, Tensor):

@@ -8,7 +8,7 @@ both sides.
 
 A message is ``length of the header (4 bytes) | header (JSON) | the bytes of each array``, all
 little-endian; ``header["arrays"]`` lists (dtype, shape) of each array, ``header["texts"]`` is a
-condition of texts. Nothing is ever unpickled.
+condition of texts, ``header["samples"]`` samples that are texts. Nothing is ever unpickled.
 """
 
 import os
@@ -261,7 +261,7 @@ def serve(spec: str, requests: Any, replies: Any, options: Any = None) -> None:
             header, arrays = read_message(requests)
         except EOFError:
             return None
-        write_message(replies, *_answer(log_reward, use, torch, arrays, header.get("texts")))
+        write_message(replies, *_answer(log_reward, use, torch, header, arrays))
 
 
 def _torch() -> Any:
@@ -273,15 +273,15 @@ def _torch() -> Any:
     return torch
 
 
-def _answer(log_reward: Callable, use: str, torch: Any, arrays: list, texts: Any) -> tuple:
-    x_0, *given = [torch.from_numpy(a) if torch else a for a in arrays]
-    condition = given[0] if given else texts
+def _answer(log_reward: Callable, use: str, torch: Any, header: dict, arrays: list) -> tuple:
+    samples = [torch.from_numpy(a) if torch else a for a in arrays] or [header["samples"]]
+    x_0, condition = samples[0], samples[1] if len(samples) > 1 else header.get("texts")
     try:
         value = call(log_reward, use, x_0, condition)
         if torch and isinstance(value, torch.Tensor):
             value = value.detach().cpu()
             value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-        return {}, [to_array(value, len(arrays[0]))]
+        return {}, [to_array(value, len(x_0))]
     except Unusable as error:
         return {"unusable": str(error)}, []
     except Exception as error:

@@ -21,7 +21,7 @@ import numbers
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -45,6 +45,7 @@ __all__ = [
     "Floored",
     "GaussianLikelihood",
     "LogReward",
+    "RewardOfRewards",
     "RewardProbe",
     "Summed",
     "Tempered",
@@ -82,6 +83,15 @@ def reward_digest(spec: str) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 
 
+@runtime_checkable
+class RewardOfRewards(Protocol):
+    """A reward made of others: ``Bounded``, ``Tempered``, ``Floored``, ``Summed``."""
+
+    def over(self, change: Callable[[LogReward], LogReward]) -> LogReward:
+        """The same made of other rewards: what ``change`` makes of each."""
+        ...
+
+
 @final
 class Bounded:
     """A reward with a declared bound: ``log r <= bound``, checked on every call.
@@ -96,6 +106,12 @@ class Bounded:
         self.bound: float | None = finite_number("bound", bound)
         self._log_reward = CheckedReward(log_reward, bound=self.bound)
         self.name = self._log_reward.name
+        self._given = (log_reward, bound)
+
+    def over(self, change: Callable[[LogReward], LogReward]) -> "Bounded":
+        """The same bound on another reward."""
+        log_reward, bound = self._given
+        return Bounded(change(log_reward), bound)
 
     def __call__(
         self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
@@ -117,6 +133,11 @@ class Tempered:
         self._log_reward = as_reward(log_reward)
         inner = self._log_reward.bound
         self.bound = None if inner is None else inner / self.temperature
+        self._given = log_reward
+
+    def over(self, change: Callable[[LogReward], LogReward]) -> "Tempered":
+        """The same of another reward."""
+        return Tempered(change(self._given), self.temperature)
 
     def __call__(
         self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
@@ -144,6 +165,11 @@ class Floored:
         self._log_reward = as_reward(log_reward)
         inner = self._log_reward.bound
         self.bound = None if inner is None else max(inner, self.floor)
+        self._given = log_reward
+
+    def over(self, change: Callable[[LogReward], LogReward]) -> "Floored":
+        """The same of another reward."""
+        return Floored(change(self._given), self.floor)
 
     def __call__(
         self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None
@@ -177,6 +203,12 @@ class Summed:
             raise InputError("no reward with a weight other than 0; give at least one")
         bounds = [w * r.bound for r, w in self._terms if w > 0.0 and r.bound is not None]
         self.bound = sum(bounds) if len(bounds) == len(self._terms) else None
+        self._given = (tuple(rewards), tuple(weights))
+
+    def over(self, change: Callable[[LogReward], LogReward]) -> "Summed":
+        """The same sum of other rewards."""
+        rewards, weights = self._given
+        return Summed([change(reward) for reward in rewards], weights)
 
     def __call__(
         self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None

@@ -18,11 +18,11 @@ from difftilt.diffusions.orders import Order
 from difftilt.errors import InputError
 from difftilt.infilling import Infilling
 from difftilt.posteriors import Prior
-from difftilt.rewards import CheckedReward, as_reward
+from difftilt.rewards import as_reward
 from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, TextModel, codec_of
 from difftilt.text.layouts import Lengths, SuffixUse, check_choices
-from difftilt.text.rewards import StringReward, TextReward, WellFormed
+from difftilt.text.rewards import WellFormed, bound_to
 from difftilt.text.templates import parsed
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
@@ -74,8 +74,9 @@ class TextPrior:
         Arguments:
             template: e.g. "She opened the door. [5-12] Then she ran."; see ``text.templates``. Or
                 canvases (C, 2, L) of the model's ids, made elsewhere.
-            reward: a ``TextReward``; a ``CheckedReward`` of (x_0, canvases); or any function of
-                ``list[str]``, the whole texts.
+            reward: a ``TextReward``; any function of ``list[str]``, the whole texts, also
+                ``difftilt.isolated``; a ``CheckedReward`` of (x_0, canvases); or a ``Summed``,
+                ``Tempered``, ``Floored`` or ``Bounded`` of such.
             beta: β > 0.
             suffix: who sees the text after the last slot: "posterior" (default), "both", "none";
                 given canvases say so themselves.
@@ -98,7 +99,7 @@ class TextPrior:
         pads = lengths == "padding" and canvases.variable
         forbidden = self._banned(codec, banned, pads)
         prior = Prior(self._chain(canvases, forbidden), source=self.model.source)
-        checked = _checked(reward, canvases)
+        checked = bound_to(reward, canvases)
         if pads:
             checked = as_reward(WellFormed(checked, canvases))
         return Infilling(prior.tilt(checked, beta), canvases)
@@ -128,13 +129,6 @@ class TextPrior:
                 "of its tokenizer, or the text of one token"
             )
         return sorted(special | wanted)
-
-
-def _checked(reward: Callable[..., Any], canvases: Canvases) -> CheckedReward:
-    if isinstance(reward, CheckedReward):
-        return reward
-    text_reward = reward if isinstance(reward, TextReward) else StringReward(reward)
-    return as_reward(text_reward.on(canvases))
 
 
 def text_prior(

@@ -1,5 +1,7 @@
 """Rewards of text against the plain models, one text and one token at a time."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,8 +11,9 @@ from difftilt.adapters.text_rewards import (
     SimilarityReward,
     TextClassifierReward,
 )
-from difftilt.errors import InputError
-from difftilt.rewards import reward_bound
+from difftilt.errors import InputError, RewardError
+from difftilt.isolation import isolated
+from difftilt.rewards import Bounded, Floored, Summed, Tempered, reward_bound
 from difftilt.text.layouts import Passage
 from difftilt.text.rewards import StringReward
 from tiny_text import byte_tokenizer, log_likelihood, tiny_gpt, tiny_prior, word_tokenizer
@@ -156,3 +159,42 @@ def test_rewards_read_what_an_infilling_fills_in():
     assert sorted(seen[0]) == sorted(set(drawn)) and len(seen[0]) < 60
     with pytest.raises(InputError, match=r"give it to TextPrior\.infill"):
         StringReward(counted)(torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_rewards_of_text_are_summed_and_scaled():
+    tokenizer = byte_tokenizer()
+    reading = ReadingReward(tiny_gpt(tokenizer), tokenizer)
+    template = "ann saw [1] . bob [1] home"
+
+    def cats(texts: list[str]) -> list[float]:
+        return [-float(text.count("cat")) for text in texts]
+
+    def scored(reward) -> dict[str, float]:
+        return {c.text: c.log_r for c in tiny_prior().infill(template, reward).prior_samples(20)}
+
+    read, counted = scored(reading), scored(cats)
+    assert len(set(read.values())) > 3 and len(set(counted.values())) > 1
+    both = Floored(Tempered(Summed([reading, Bounded(cats, 0.0)], [1.0, 0.5]), 2.0), -20.0)
+    assert both.bound == 0.0
+    for text, log_r in scored(both).items():
+        assert log_r == pytest.approx(max(0.5 * read[text] + 0.25 * counted[text], -20.0))
+    with pytest.raises(RewardError, match="above its bound of -1 nats"):
+        scored(Summed([reading, Bounded(cats, -1.0)]))
+
+
+def test_a_function_of_strings_in_another_process(tmp_path: Path):
+    source = "def cats(texts):\n    return [-float(text.count('cat')) for text in texts]\n"
+    broken = "def broken(texts):\n    raise ValueError(texts[0])\n"
+    (tmp_path / "scorer.py").write_text(source + "cats.bound = 0.0\n" + broken)
+    prior, template = tiny_prior(), "ann saw [2]"
+    with isolated(f"{tmp_path}/scorer.py:cats") as cats:
+        task = prior.infill(template, cats)
+        assert task.target.log_bound == 0.0
+        drawn = task.prior_samples(20)
+        assert {c.log_r for c in drawn} >= {0.0, -1.0}
+        assert all(c.log_r == -c.text.count("cat") for c in drawn)
+    with (
+        isolated(f"{tmp_path}/scorer.py:broken") as broken,
+        pytest.raises(RewardError, match=r"raised ValueError.* on \d+ texts"),
+    ):
+        prior.infill(template, broken).prior_samples(2)

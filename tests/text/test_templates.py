@@ -27,9 +27,13 @@ def test_touching_slots_stay_two():
 
 def test_a_filled_template_reads_as_running_text():
     template = parsed("I saw [2], then [1-3] again.")
-    assert template.filled(("a dog", "ran")) == ("I saw", " a dog, then ran", " again.")
-    assert template.filled(("a dog", "")) == ("I saw", " a dog, then", " again.")
-    assert parsed("[1] saw").filled(("Ann",)) == ("", "Ann", " saw")
+    spelled = ["i saw", " a dog", " , then", " ran", " again ."]
+    assert template.filled(spelled) == ("I saw", " a dog, then ran", " again.")
+    spelled[3:] = ["", " again."]
+    assert template.filled(spelled) == ("I saw", " a dog, then", " again.")
+    assert parsed("[1] saw").filled(["Ann", " saw"]) == ("", "Ann", " saw")
+    assert parsed("[1] saw").filled(["Ann", "saw"]) == ("", "Ann", "saw")
+    assert parsed("[1]saw").filled(["Ann", " saw"]) == ("", "Ann", " saw")
 
 
 @given(st.text("ab []\\\n", max_size=12), st.integers(1, 99), st.text("cd []\\\n", max_size=12))
@@ -39,7 +43,8 @@ def test_what_is_written_is_read_back(before: str, length: int, after: str):
 
     template = parsed(f"{escaped(before)}[{length}]{escaped(after)}")
     assert parsed(str(template)) == template
-    assert "".join(template.filled(("x",))) == f"{before}x{after}"
+    spelled = [part if isinstance(part, str) else f"{part.lead}x" for part in template.parts]
+    assert "".join(template.filled(spelled)) == f"{before}x{after}"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.errors import InputError
-from difftilt.text.codecs import plain_ids, surrounding
+from difftilt.text.codecs import plain_ids, shared, surrounding
 from difftilt.text.layouts import Passage
 from difftilt.text.rewards import Reads, TextReward, read
 
@@ -41,9 +41,10 @@ class ReadingReward(TextReward):
         log r = log p(y | x, z) = Σ_j log p(y_j | x, z, y_{<j}) <= 0
 
     x is the text before the first slot, z what is filled in (with the given text between slots), y
-    the suffix; the three are tokenised one by one, each with the white space in front of it. What
-    the tokenizer puts in front of a text, or the token that begins one where x is empty, is put
-    before x.
+    the suffix; the three are tokenised one by one, each with the white space in front of it. Where
+    no white space parts z from y, they are tokenised together, and a token across the seam belongs
+    to y. What the tokenizer puts in front of a text, or the token that begins one where x is empty,
+    is put before x.
 
     Arguments:
         model: of transformers, called as ``model(input_ids=..., attention_mask=...)``; frozen.
@@ -110,28 +111,32 @@ class ReadingReward(TextReward):
 
     def _read(self, prefix: _Prefix, passages: Sequence[Passage]) -> Float[Tensor, " b"]:
         """Log-likelihood of the suffixes; the rows are padded at their ends."""
-        middles = [plain_ids(self.tokenizer, p.middle) for p in passages]
-        suffixes = [self._suffix(p) for p in passages]
+        parts = [self._parts(p) for p in passages]
         start = prefix.ids if prefix.cache is None else prefix.ids[-1:]
-        rows = [[*start, *z, *y] for z, y in zip(middles, suffixes, strict=True)]
-        logits = self._logits(prefix, rows)
+        logits = self._logits(prefix, [[*start, *z, *y] for z, y in parts])
         found = [
             (row, len(start) + len(z) + j - 1, token)
-            for row, (z, y) in enumerate(zip(middles, suffixes, strict=True))
+            for row, (z, y) in enumerate(parts)
             for j, token in enumerate(y)
         ]
         row, place, token = torch.tensor(found, device=logits.device).unbind(1)
         each = logits[row, place].log_softmax(1).gather(1, token[:, None])[:, 0]
-        total = torch.zeros(len(rows), dtype=torch.float64, device=each.device)
+        total = torch.zeros(len(parts), dtype=torch.float64, device=each.device)
         return total.index_add(0, row, each.double()).cpu()
 
-    def _suffix(self, passage: Passage) -> list[int]:
-        ids = plain_ids(self.tokenizer, passage.after)
-        if not ids:
+    def _parts(self, passage: Passage) -> tuple[list[int], list[int]]:
+        """The ids of the middle and of the suffix."""
+        z, y = (plain_ids(self.tokenizer, text) for text in (passage.middle, passage.after))
+        if not y:
             raise InputError(
                 "ReadingReward reads what follows the last slot, but the template ends with a slot"
             )
-        return ids
+        if not z or passage.middle[-1:].isspace() or passage.after[:1].isspace():
+            return z, y
+        # Alone, the two ends of a word would read as two words.
+        both = plain_ids(self.tokenizer, passage.middle + passage.after)
+        kept = shared(z, both)
+        return both[:kept], both[kept:]
 
     def _logits(self, prefix: _Prefix, rows: list[list[int]]) -> Float[Tensor, "b T V"]:
         """The model's logits, float32, at every position of the rows."""

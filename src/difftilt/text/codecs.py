@@ -7,6 +7,7 @@ canvas once. The ids of a piece are kept: the joined text is never tokenised aga
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
 
 from difftilt.errors import InputError
@@ -90,9 +91,27 @@ class Codec:
             )
         return ids
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of ids, without pads, other special tokens and white space around it."""
-        return self.tokenizer.decode(self.unpadded(ids), skip_special_tokens=True).strip()
+    def spelled(self, pieces: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each of the consecutive pieces of one text, without pads and special tokens.
+
+        Joined they are what all the ids spell together, so that each piece has the white space that
+        its tokens, or those before it, put in front of it: none where a word goes on.
+        """
+        seen: list[int] = []
+        whole, found = "", []
+        for ids in pieces:
+            seen += self.unpadded(ids)
+            text = self.tokenizer.decode(seen, skip_special_tokens=True)
+            kept = shared(whole, text)
+            if kept < len(whole):  # e.g. the bytes of one character, on both sides of a seam
+                found[-1] = found[-1][: kept - len(whole)]
+            found.append(text[kept:])
+            whole = text
+        return found
+
+    def spells(self, space: str) -> bool:
+        """Whether the tokenizer has tokens for white space: then only tokens say where it is."""
+        return bool(plain_ids(self.tokenizer, space))
 
     def unpadded(self, ids: Sequence[int]) -> list[int]:
         """The ids that are no pads."""
@@ -113,6 +132,12 @@ class Codec:
                 "or write the leading space that a word within a text has"
             )
         return ids[0]
+
+
+def shared(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many items two sequences begin with in common."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:

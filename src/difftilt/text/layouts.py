@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from difftilt.diffusions.masked import GENERATED, GIVEN, PADDING, SUFFIX
 from difftilt.errors import InputError
-from difftilt.text.codecs import Codec
+from difftilt.text.codecs import Codec, plain_ids
 from difftilt.text.templates import Slot, Template
 
 NamedLengths = Literal["padding", "uniform"]
@@ -67,14 +67,32 @@ class Layout:
     places: tuple[range, ...]
     probability: float
 
-    def fillings(self, ids: Sequence[int], codec: Codec) -> tuple[str, ...]:
-        """What each slot of a filled canvas holds."""
-        return tuple(codec.text(ids[place.start : place.stop]) for place in self.places)
-
     def passage(self, ids: Sequence[int], codec: Codec) -> Passage:
-        """A filled canvas as text."""
-        fillings = self.fillings(ids, codec)
-        return Passage(*self.template.filled(fillings), fillings)
+        """A filled canvas as text: given text as it was written, slots as their tokens spell them.
+
+        Tokens also say where white space is at the seams: a filling that ends within a word is
+        joined to the text behind it.
+        """
+        parts = self.template.parts
+        texts = codec.spelled([self._piece(i, ids, codec) for i in range(len(parts))])
+        slots = [i for i, part in enumerate(parts) if isinstance(part, Slot)]
+        for i, slot in zip(slots, self.template.slots, strict=True):
+            if texts[i][:1].isspace() and slot.lead and not codec.spells(slot.lead):
+                texts[i] = slot.lead + texts[i].lstrip()
+        return Passage(*self.template.filled(texts), tuple(texts[i].strip() for i in slots))
+
+    def _piece(self, part: int, ids: Sequence[int], codec: Codec) -> Sequence[int]:
+        """The ids of a part of the template."""
+        parts = self.template.parts
+        slot = sum(isinstance(before, Slot) for before in parts[:part])
+        if isinstance(parts[part], Slot):
+            return ids[self.places[slot].start : self.places[slot].stop]
+        start = self.places[slot - 1].stop if slot else 0
+        if slot < len(self.places):
+            return ids[start : self.places[slot].start]
+        # A suffix that is not on the canvas is read all the same.
+        on_canvas = len(ids) - start > len(codec.closing)
+        return ids[start:] if on_canvas else plain_ids(codec.tokenizer, self.template.suffix)
 
     def well_formed(self, ids: Sequence[int], pad_id: int) -> bool:
         """Whether each slot is filled from its start, and far enough."""
@@ -179,14 +197,20 @@ def read_back(context: int, tokens: list[int], roles: list[int], codec: Codec) -
     while roles and roles[-1] == PADDING:
         tokens, roles = tokens[:-1], roles[:-1]
     parts: list[str | Slot] = []
-    places, start = [], 0
+    runs, places, start = [], [], 0
     for is_slot, run in itertools.groupby(roles, key=lambda role: role == GENERATED):
-        place = range(start, start := start + len(list(run)))
+        runs.append((is_slot, range(start, start := start + len(list(run)))))
         if is_slot:
+            place = runs[-1][1]
             places.append(place)
-            parts.append(Slot(0, len(place), " " if parts else ""))
             tokens[place.start : place.stop] = [codec.pad_id] * len(place)
-        elif text := codec.text(tokens[place.start : place.stop]):
-            parts.append(f" {text}" if parts else text)
+    texts = codec.spelled([tokens[place.start : place.stop] for _, place in runs])
+    for (is_slot, place), text in zip(runs, texts, strict=True):
+        if is_slot:
+            parts.append(Slot(0, len(place), " " if parts else ""))
+        elif text:
+            # At the start of a text no space is spelled, but a filling will stand there.
+            spaced = len(parts) == 1 and not codec.spells(" ")
+            parts.append(f" {text}" if spaced else text)
     template = Template(tuple(parts))
     return Layout(context, template, tuple(tokens), tuple(roles), tuple(places), 1.0)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.errors import InputError, RewardError
-from difftilt.rewards import CheckedReward
+from difftilt.rewards import CheckedReward, RewardOfRewards, as_reward, reward_bound
 from difftilt.text.canvases import Canvases
 from difftilt.text.layouts import Passage
 
@@ -60,7 +60,8 @@ class TextReward(ABC):
         if self.canvases is None or condition is None:
             raise InputError(
                 f"{self.name} reads text, so it needs to know the canvases: give it to "
-                "TextPrior.infill, or bind it with on(canvases), and call it with a condition"
+                "TextPrior.infill, alone or in a difftilt.Summed with others, or bind it with "
+                "on(canvases), and call it with a condition"
             )
         passages = self.canvases.passages(x_0, condition)
         rows = {passage: row for row, passage in enumerate(dict.fromkeys(passages))}
@@ -78,9 +79,10 @@ class StringReward(TextReward):
     """A reward that is any function of strings.
 
     Arguments:
-        function: ``list[str] -> log r``, one number in nats per string; ``-inf`` where r = 0.
+        function: ``list[str] -> log r``, one number in nats per string; ``-inf`` where r = 0. It
+            may be ``difftilt.isolated``.
         reads: the whole "text", or the "middle" alone: from the first slot to the last.
-        bound: upper bound of log r if there is one, checked on every call.
+        bound: upper bound of log r if there is one, checked on every call; default the function's.
     """
 
     def __init__(
@@ -91,11 +93,28 @@ class StringReward(TextReward):
     ) -> None:
         self.function = function
         self.reads: Reads = reads
-        self.bound = bound
-        self.name = getattr(function, "__name__", type(function).__name__)
+        self.bound = reward_bound(function) if bound is None else bound
+        names = (getattr(function, attribute, None) for attribute in ("name", "__name__"))
+        self.name = next((name for name in names if name), type(function).__name__)
 
     def judged(self, passages: list[Passage]) -> Float[Tensor, " U"]:
         return torch.as_tensor(self.function(read(passages, self.reads)), dtype=torch.float64)
+
+
+def bound_to(log_reward: Callable[..., Any], canvases: Canvases) -> CheckedReward:
+    """A reward of an infilling as one of the ends of chains.
+
+    Arguments:
+        log_reward: a ``TextReward``, a function of ``list[str]``, a ``CheckedReward`` of (x_0,
+            canvases), or a sum (or the like, ``RewardOfRewards``) of such.
+        canvases: that it is to read.
+    """
+    if isinstance(log_reward, CheckedReward):
+        return log_reward
+    if isinstance(log_reward, RewardOfRewards):
+        return as_reward(log_reward.over(lambda reward: bound_to(reward, canvases)))
+    reward = log_reward if isinstance(log_reward, TextReward) else StringReward(log_reward)
+    return as_reward(reward.on(canvases))
 
 
 def read(passages: Sequence[Passage], reads: Reads) -> list[str]:

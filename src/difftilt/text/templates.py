@@ -12,6 +12,7 @@ are kept. What stands after the last slot is the *suffix*.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from difftilt.errors import InputError
@@ -65,19 +66,21 @@ class Template:
         """The parts up to the last slot."""
         return self.parts[:-1] if self.suffix else self.parts
 
-    def filled(self, fillings: tuple[str, ...]) -> tuple[str, str, str]:
+    def filled(self, spelled: Sequence[str]) -> tuple[str, str, str]:
         """The text before the first slot, from it to the end of the last, and the suffix.
 
         Arguments:
-            fillings: one for each slot; an empty one takes the slot's white space with it.
+            spelled: each part as its tokens spell it, with the white space in front of it. Given
+                text stays as it was written, but for white space in front of a word behind a slot.
         """
-        waiting = iter(fillings)
+        before, *behind = self.parts if isinstance(self.parts[0], str) else ("", *self.parts)
+        assert isinstance(before, str)
+        pairs = zip(behind, spelled[-len(behind) :], strict=True)
         texts = [
-            part if isinstance(part, str) else _led(part.lead, next(waiting))
-            for part in self.without_suffix
+            _behind_slot(part, text) if isinstance(part, str) else text for part, text in pairs
         ]
-        before = texts.pop(0) if isinstance(self.parts[0], str) else ""
-        return before, "".join(texts), self.suffix
+        after = texts.pop() if self.suffix else ""
+        return before, "".join(texts), after
 
     def __str__(self) -> str:
         """The template with its brackets escaped, as it was written."""
@@ -89,8 +92,13 @@ class Template:
         )
 
 
-def _led(lead: str, filling: str) -> str:
-    return lead + filling if filling else ""
+def _behind_slot(written: str, spelled: str) -> str:
+    """Given text as it was written, but joined to what is filled in, or apart, as it is spelled."""
+    words = written.lstrip()
+    # Tokenizers space punctuation in ways of their own, whatever stands before it.
+    if not words[:1].isalnum() or written[:1].isspace() == spelled[:1].isspace():
+        return written
+    return spelled[: len(spelled) - len(spelled.lstrip())] + words
 
 
 def parsed(text: str) -> Template:
