@@ -99,3 +99,16 @@ def test_too_few_paths_are_one_sentence(n: int):
 def test_the_fewest_paths_make_a_certificate():
     found = posterior(lambda x: -x[:, 0].square(), 0.0).certify(4)
     assert (found.n, found.n_prior, found.trust) == (4, 2, False)
+
+
+@pytest.mark.parametrize("correct", ["snis", "mh", "smc"])
+def test_corrections_need_samples_and_something_to_choose_from(correct):
+    chain = posterior(lambda x: -x[:, 0].square(), 0.0)
+    for n in (0, -1):
+        with pytest.raises(InputError, match=f"^n must be at least 1, got {n}$"):
+            chain.sample(n, correct=correct)
+    least = 1 if correct == "smc" else 2
+    with pytest.raises(InputError, match=f"^effort must be at least {least} for '{correct}'"):
+        chain.sample(3, correct=correct, effort=least - 1)
+    for n in (1, 3):
+        assert chain.sample(n, correct=correct, effort=least).shape == (n, 2)

@@ -142,15 +142,19 @@ def corrected_sample(
         n: number of samples.
         correct: the correction.
         seed: of the whole draw.
-        effort: proposals (or steps, or particles) per sample, >= 1.
+        effort: proposals or steps per sample, >= 2, or particles, >= 1.
 
     Raises:
-        InputError: unknown correction, or effort below 1.
+        InputError: unknown correction, n below 1, too little effort, or several conditions.
     """
     if correct not in CORRECTIONS:
         raise InputError(f"unknown correction {correct!r}; choose one of {', '.join(CORRECTIONS)}")
-    if effort < 1:
-        raise InputError(f"effort must be at least 1, got {effort}")
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}")
+    # With one proposal per sample there is nothing to choose from: a tenth would be the prior's.
+    least = 1 if correct == "smc" else 2
+    if effort < least:
+        raise InputError(f"effort must be at least {least} for {correct!r}, got {effort}")
     check_one_condition(chain, "corrections", "draw each condition by itself")
     generator = torch.Generator().manual_seed(seed)
     if correct == "smc":
