@@ -76,13 +76,39 @@ def test_several_conditions_have_no_certificate_in_common():
     chain, reward = gaussian_chain(), Likelihood(y=(-0.5, 0.5, 1.5, 2.5))
     several = Posterior(Prior(chain).tilt(reward), chain).given(torch.arange(4))
     population = several.target.population(difftilt.ImportanceResampling(4), chain)
-    with pytest.raises(InputError, match=r"of one condition .* got 4 conditions; use certify_each"):
+    with pytest.raises(InputError, match="4 conditions; use certify_each"):
         several.certify(64)
-    with pytest.raises(
-        InputError, match=r"of one condition .* got 4 conditions; certify with each"
-    ):
+    with pytest.raises(InputError, match="4 conditions; certify with each by itself"):
         population.given(torch.arange(4)).certify(64)
     assert several.sample(4).shape == (4, 1)
     for draw in (several.sample, population.given(torch.arange(4)).sample):
         with pytest.raises(InputError, match="4 conditions are bound, too few for 64 samples"):
             draw(64)
+
+
+@pytest.mark.parametrize("n", [2, 1, 0, -5])
+def test_too_few_paths_are_one_sentence(n: int):
+    chain = posterior(lambda x: -x[:, 0].square(), 0.0)
+    for sampler in (chain, chain.target.population(difftilt.ImportanceResampling(4))):
+        with pytest.raises(InputError, match=f"^{n} paths with a share of 0.25 of the prior leave"):
+            sampler.certify(n)
+        with pytest.raises(InputError, match=r"^100 paths with a share of 0\.999"):
+            sampler.certify(100, share=0.999)
+
+
+def test_the_fewest_paths_make_a_certificate():
+    found = posterior(lambda x: -x[:, 0].square(), 0.0).certify(4)
+    assert (found.n, found.n_prior, found.trust) == (4, 2, False)
+
+
+@pytest.mark.parametrize("correct", ["snis", "mh", "smc"])
+def test_corrections_need_samples_and_something_to_choose_from(correct):
+    chain = posterior(lambda x: -x[:, 0].square(), 0.0)
+    for n in (0, -1):
+        with pytest.raises(InputError, match=f"^n must be at least 1, got {n}$"):
+            chain.sample(n, correct=correct)
+    least = 1 if correct == "smc" else 2
+    with pytest.raises(InputError, match=f"^effort must be at least {least} for '{correct}'"):
+        chain.sample(3, correct=correct, effort=least - 1)
+    for n in (1, 3):
+        assert chain.sample(n, correct=correct, effort=least).shape == (n, 2)

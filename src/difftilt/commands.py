@@ -144,7 +144,7 @@ def sample(words: list[str], command: list[str]) -> None:
             n: number of samples.
             seed: of the draw; sample i does not depend on n.
             correct: exact correction: resampling, Metropolis-Hastings or particles.
-            effort: proposals, steps or particles per corrected sample.
+            effort: proposals, steps (2 or more) or particles per corrected sample.
         """
         return runs.sample_run(run, n, seed, None if correct == "none" else correct, effort)
 

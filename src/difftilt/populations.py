@@ -32,6 +32,7 @@ from difftilt.sampling import (
     batches,
     bound_rows,
     check_one_condition,
+    prior_count,
     reward_noise,
 )
 from difftilt.smc.population import Ends, Population
@@ -103,9 +104,7 @@ class PopulationSampler:
         """
         self.method.check_conditional()
         check_one_condition(self.chain, "certificates", "certify with each by itself")
-        if not 0 < share < 1:
-            raise InputError(f"share must lie in (0, 1), got {share}")
-        before, n_prior = self.chain.calls.total, max(2, round(share * n))
+        before, n_prior = self.chain.calls.total, prior_count(n, share)
         ends = self._ends(n - n_prior, seed)
         prior, asked = self._around_prior(n_prior, seed + 1)
         assert ends.log_z is not None

@@ -142,15 +142,19 @@ def corrected_sample(
         n: number of samples.
         correct: the correction.
         seed: of the whole draw.
-        effort: proposals (or steps, or particles) per sample, >= 1.
+        effort: proposals or steps per sample, >= 2, or particles, >= 1.
 
     Raises:
-        InputError: unknown correction, or effort below 1.
+        InputError: unknown correction, n below 1, too little effort, or several conditions.
     """
     if correct not in CORRECTIONS:
         raise InputError(f"unknown correction {correct!r}; choose one of {', '.join(CORRECTIONS)}")
-    if effort < 1:
-        raise InputError(f"effort must be at least 1, got {effort}")
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}")
+    # With one proposal per sample there is nothing to choose from: a tenth would be the prior's.
+    least = 1 if correct == "smc" else 2
+    if effort < least:
+        raise InputError(f"effort must be at least {least} for {correct!r}, got {effort}")
     check_one_condition(chain, "corrections", "draw each condition by itself")
     generator = torch.Generator().manual_seed(seed)
     if correct == "smc":
@@ -200,6 +204,23 @@ def _defensive_proposals(
     return Samples(x_0, log_r), log_omega
 
 
+def prior_count(n: int, share: float = 0.25) -> int:
+    """How many of the ``n`` paths of a certificate are the prior's: ``share`` of them, at least 2.
+
+    Raises:
+        InputError: share outside (0, 1), or fewer than 2 paths are left to the sampler.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"share must lie in (0, 1), got {share}")
+    count = max(2, round(share * n))
+    if n - count < 2:
+        raise InputError(
+            f"{n} paths with a share of {share:g} of the prior leave the sampler fewer than 2; "
+            "certify with more paths (at least 4), or a smaller share"
+        )
+    return count
+
+
 def certify(
     chain: Chain,
     target: Tilted,
@@ -223,10 +244,7 @@ def certify(
         InputError: several conditions are bound, share outside (0, 1), or too few paths.
     """
     check_one_condition(chain, "certificates", "use certify_each, or bind one of them")
-    if not 0 < share < 1:
-        raise InputError(f"share must lie in (0, 1), got {share}")
-    before = chain.calls.total
-    n_prior = max(2, round(share * n))
+    before, n_prior = chain.calls.total, prior_count(n, share)
     own = [
         _scores(chain, target, rows, seed, of_prior=False)
         for rows in batches(n - n_prior, CERTIFIED_AT_ONCE)

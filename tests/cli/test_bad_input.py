@@ -161,6 +161,16 @@ def test_a_damaged_config(damage, complaint, run, trained, refused):
     assert "config" in refused(*trained.words, "--out", run, "--resume")
 
 
+def test_counts_that_would_fail_after_the_training(pair, run, refused, tmp_path):
+    def fewer(*words: object) -> str:
+        return refused("train", "custom", *pair, "--out", tmp_path / "new", *words)
+
+    assert "leave the sampler fewer than 2" in fewer("--certificate-paths", 2)
+    assert "samples must be at least 1 for the report, got 0" in fewer("--samples", 0)
+    assert not (tmp_path / "new").exists()
+    assert "leave the sampler fewer than 2" in refused("certify", run, "-n", 2)
+
+
 def cut_off(run: Path, step: int) -> None:
     path = run / "checkpoints" / f"step-{step:08d}" / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

@@ -122,6 +122,14 @@ def test_metrics_come_back_and_nan_is_null(run: RunFolder):
     ]
 
 
+def test_what_follows_the_training_may_change_on_resume(run: RunFolder):
+    config = CONFIG | {"config": {"beta": 1.0, "samples": 256, "certificate_paths": 4096}}
+    run.begin(config)
+    run.begin(config | {"config": config["config"] | {"samples": 8}}, resume=True)
+    with pytest.raises(CheckpointError, match=r"config.beta is 1.0 there and 2.0 here"):
+        run.begin(config | {"config": config["config"] | {"beta": 2.0}}, resume=True)
+
+
 def test_a_half_written_line_is_left_out_and_cut_on_resume(run: RunFolder):
     for step in range(1, 6):
         run.log(metrics(step), 0.1 * step)

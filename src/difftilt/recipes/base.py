@@ -20,7 +20,7 @@ from difftilt.errors import CheckpointError, InputError
 from difftilt.objectives.base import Objective, kinds
 from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.recipes.pictures import Picture
-from difftilt.sampling import Samples
+from difftilt.sampling import Samples, prior_count
 from difftilt.training.plan import Training
 
 
@@ -96,6 +96,16 @@ class Recipe(ABC):
     @abstractmethod
     def job(self) -> Job:
         """Load or build everything; says in one sentence what is wrong with a bad input."""
+
+    def check_draws(self) -> None:
+        """Refuse counts that would fail only when the training is over.
+
+        Raises:
+            InputError: no samples, or too few paths for a certificate.
+        """
+        if self.samples < 1:
+            raise InputError(f"samples must be at least 1 for the report, got {self.samples}")
+        prior_count(self.certificate_paths)
 
     def readable(self, job: Job, samples: Samples) -> list[str] | None:
         """Samples as lines of text, where they are text."""

@@ -76,6 +76,7 @@ def run(
     """
     torch.manual_seed(recipe.training.seed)
     # Whatever is wrong with the input is said before there is a folder.
+    recipe.check_draws()
     opened = RunFolder(folder)
     job = recipe.job()
     talk(_probe(job))

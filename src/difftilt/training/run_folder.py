@@ -35,6 +35,7 @@ from difftilt.training.identity import refuse_other
 from difftilt.training.steps import Metrics
 
 STATES = ("running", "finished", "interrupted", "failed")
+AFTERWARDS = ("samples", "certificate_paths")  # settings that a resumed run may change
 CURVES = ("loss", "log_z", "ess", "log_r", "beta", "gradient_norm", "kl", "diversity")
 
 
@@ -108,7 +109,7 @@ class RunFolder:
 
         Raises:
             CheckpointError: a run is there and ``resume`` is False; none is there and it is True;
-                or it differs (names the fields).
+                or it differs (names the fields) in what its training depends on.
         """
         path = self._document("config")
         used = path.exists() or bool(checkpoint_steps(self.checkpoints))
@@ -119,7 +120,8 @@ class RunFolder:
         if resume and not path.exists():
             raise CheckpointError(f"there is no run in {self.path} to resume")
         if resume:
-            refuse_other(path, self.identity, as_recorded(self.identity, identity_of(config)))
+            here = as_recorded(self.identity, identity_of(config))
+            refuse_other(path, _trained(self.identity), _trained(here))
         else:
             self.write("config", {"format": 1, **config})
 
@@ -301,6 +303,14 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def as_recorded(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what a record lacks: older versions kept neither chain nor reward."""
     return {name: value for name, value in here.items() if name in there}
+
+
+def _trained(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the settings of what follows the training."""
+    config = identity.get("config")
+    if not isinstance(config, Mapping):
+        return dict(identity)
+    return {**identity, "config": {k: v for k, v in config.items() if k not in AFTERWARDS}}
 
 
 def _append(path: Path, line: bytes) -> None:
