@@ -45,22 +45,29 @@ def chain_record(chain: Chain, weights: bool = True) -> dict[str, Any]:
         weights: also the fingerprints of the denoiser's networks.
     """
     return {
-        "diffusion": _described(chain.diffusion, weights),
-        "denoiser": _described(chain.denoiser, weights),
+        "diffusion": described(chain.diffusion, weights),
+        "denoiser": described(chain.denoiser, weights),
         "event_shape": list(chain.event_shape),
     }
 
 
-def _described(value: Any, weights: bool) -> Any:
-    """JSON of a part of a chain; None for functions and for what others wrote."""
+def described(value: Any, weights: bool = True) -> Any:
+    """JSON of a part of a chain, or of a record of options; None for functions and the like.
+
+    Arguments:
+        value: numbers, texts, tensors, networks, frozen dataclasses, denoisers, diffusions.
+        weights: also the fingerprints of networks.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, Tensor):
         return _measured(value)
+    if isinstance(value, dict):
+        return {str(name): described(each, weights) for name, each in value.items()}
     if isinstance(value, tuple | list):
-        return {str(i): _described(each, weights) for i, each in enumerate(value)}
+        return {str(i): described(each, weights) for i, each in enumerate(value)}
     if isinstance(value, Denoiser | Diffusion) or _is_record(value):
         return {"kind": type(value).__name__, **_attributes(value, weights)}
     if weights and isinstance(value, nn.Module):
@@ -71,17 +78,16 @@ def _described(value: Any, weights: bool) -> Any:
 def _attributes(value: Any, weights: bool) -> dict[str, Any]:
     """What an object of the package is made of; of a user's denoiser, its networks alone."""
     inside = {**value._modules, **value._buffers} if isinstance(value, nn.Module) else {}
-    if type(value).__module__.startswith("difftilt."):
+    if _is_record(value) or type(value).__module__.startswith("difftilt."):
         inside |= vars(value)
     told = {k: v for k, v in inside.items() if not k.startswith("_") and k not in UNTOLD}
-    return {k: _described(v, weights) for k, v in sorted(told.items())}
+    return {k: described(v, weights) for k, v in sorted(told.items())}
 
 
 def _is_record(value: Any) -> bool:
-    """Whether it is a frozen record of the package, which stays as it was made."""
+    """Whether it is a frozen dataclass, which stays as it was made."""
     kind: Any = type(value)
-    own = kind.__module__.startswith("difftilt.") and is_dataclass(value)
-    return own and kind.__dataclass_params__.frozen
+    return is_dataclass(value) and kind.__dataclass_params__.frozen
 
 
 def _measured(tensor: Tensor) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
-from difftilt.fingerprints import chain_record
+from difftilt.fingerprints import chain_record, described
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.guidance.base import Guidance
 from difftilt.kernels import VectorKernel
@@ -43,9 +43,9 @@ from difftilt.sampling import (
     weighted_sample,
 )
 from difftilt.smc.population import Population
+from difftilt.training.fits import fit_in, load_fit
 from difftilt.training.loop import train
 from difftilt.training.plan import Training, suited
-from difftilt.training.run_folder import RunFolder
 from difftilt.training.state import TrainingState
 from difftilt.value_kernel import ValueKernel
 from difftilt.values import Value
@@ -256,7 +256,7 @@ class Target:
         initial: bool = False,
         out: str | FilePath | None = None,
         sources: "Sources | None" = None,
-        **training: Any,
+        **options: Any,
     ) -> "Posterior":
         """Train a posterior.
 
@@ -264,31 +264,66 @@ class Target:
             objective: default ``RTB()``.
             form: what carries the posterior; see ``posterior``.
             initial: also learn the law of ``x_N``.
-            out: a run folder to write; None keeps everything in memory.
+            out: a run folder to write, from which ``Posterior.load`` reads the posterior; None
+                keeps everything in memory.
             sources: data for bridges, conditions to amortise over, a ``log h`` to go on with.
-            **training: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``; warm start
-                and behaviour are, if not given, what the objective asks for.
+            **options: fields of ``Training``, e.g. ``steps=2000, batch=256, seed=1``; warm start
+                and behaviour are, if not given, what the objective asks for. And ``resume=True``:
+                continue the training in ``out`` bit for bit. It is refused with another prior, β,
+                form, plan, reward function or data; what other objects hold is not compared.
 
         Raises:
-            InputError: unknown field, or one out of range.
+            InputError: unknown field, or one out of range; ``resume`` without ``out``.
+            CheckpointError: ``out`` holds another run, or there is none to resume.
+            KeyboardInterrupt: a signal came; with ``out`` the training is saved first.
             TrainingError: a loss became non-finite.
         """
-        known = {f.name for f in fields(Training)}
-        unknown = set(training) - known
-        if unknown:
-            raise InputError(
-                f"fit has no option {sorted(unknown)[0]!r}; options are {', '.join(sorted(known))}"
-            )
-        if objective is not None:
-            training = {**suited(objective), **training, "objective": objective}
-        plan = Training(**training)
+        resume = options.pop("resume", False)
+        plan = _plan(objective, options)
         posterior = self.posterior(form, initial)
         state = self.state(posterior, plan, sources)
-        run = None if out is None else RunFolder(FilePath(out))
-        for _ in train(state, run):
+        if out is not None:
+            fit_in(FilePath(out), state, self._fit_record(posterior, state), resume)
+            return replace(posterior, value=state.value)
+        if resume:
+            raise InputError("resume=True continues a run folder; name it with out=...")
+        for _ in train(state):
             pass
         state.use_average()
         return replace(posterior, value=state.value)
+
+    def record(self, posterior: "Posterior") -> dict[str, Any]:
+        """What a run folder keeps of this target and of the form of a posterior of it, as JSON."""
+        config = {
+            "beta": self.beta,
+            "log_bound": self.log_bound,
+            "form": described(posterior.form),
+            "initial": posterior.chain.initial is not None,
+        }
+        found = {"config": config, "prior": self.prior.record}
+        code = self.log_reward.code_digest
+        return found if code is None else {**found, "reward": {"sha256": code}}
+
+    def _fit_record(self, posterior: "Posterior", state: TrainingState) -> dict[str, Any]:
+        """The same with what only a training has."""
+        found = self.record(posterior)
+        given = {"data": state.data, "labels": state.labels}
+        own = {"training": described(state.plan), "sources": described(given)}
+        return {**found, "config": {**found["config"], **own}}
+
+
+def _plan(objective: Objective | None, options: dict[str, Any]) -> Training:
+    """The plan of a call of ``Target.fit``."""
+    known = {f.name for f in fields(Training)}
+    unknown = set(options) - known
+    if unknown:
+        raise InputError(
+            f"fit has no option {sorted(unknown)[0]!r}; options are "
+            f"{', '.join(sorted({*known, 'resume'}))}"
+        )
+    if objective is not None:
+        options = {**suited(objective), **options, "objective": objective}
+    return Training(**options)
 
 
 @dataclass(frozen=True)
@@ -351,6 +386,22 @@ class Posterior:
         each = [self.given(condition[None]).certify(n, **options) for condition in conditions]
         return ConditionalCertificate(tuple(str(c.tolist()) for c in conditions), tuple(each))
 
+    def load(self, folder: str | FilePath) -> "Posterior":
+        """This posterior, its weights replaced by those that ``fit(..., out=folder)`` found.
+
+            posterior = prior.tilt(log_reward).posterior(form).load("runs/mine")
+
+        A ``value`` comes back where it guides the posterior; ``fit(..., out=folder, resume=True)``
+        on a finished training brings back any other.
+
+        Raises:
+            CheckpointError: no finished training there, or one of another prior, β, reward function
+                or form.
+        """
+        load_fit(self.chain, FilePath(folder), self.target.record(self))
+        kernel = self.chain.kernel
+        return replace(self, value=kernel.value) if isinstance(kernel, ValueKernel) else self
+
     def export(self, folder: str | FilePath) -> FilePath:
         """Write an ordinary diffusers pipeline that gives the same samples.
 
@@ -359,8 +410,9 @@ class Posterior:
         """
         if self.target.prior.pipeline is None or self.chain.kernel is None:
             raise InputError(
-                "export writes a diffusers pipeline, but this prior was not loaded from one; "
-                "save the run folder instead"
+                "export writes a diffusers pipeline, but this prior was not loaded from one; keep "
+                "the posterior with fit(..., out=FOLDER) and read it again with "
+                "target.posterior(form).load(FOLDER)"
             )
         if self.chain.initial is not None:
             raise InputError(

@@ -12,9 +12,13 @@ sample and the remedy. ``difftilt.rewards`` shows all of this to users.
 """
 
 import functools
+import hashlib
+import inspect
 import math
 import numbers
+import textwrap
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +91,18 @@ class CheckedReward:
         self._log_reward = log_reward
         self.bound = reward_bound(log_reward) if bound is None else bound
         self.calls = 0
+
+    @property
+    def code_digest(self) -> str | None:
+        """SHA-256 of the function's source text; None for other callables and for lambdas."""
+        function = self._log_reward
+        if not isinstance(function, types.FunctionType) or function.__name__ == "<lambda>":
+            return None
+        try:
+            text = textwrap.dedent(inspect.getsource(function))
+        except (OSError, TypeError):  # typed in, with no file behind it
+            return None
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(
         self, x_0: Shaped[Tensor, "B ..."], condition: Condition | None = None

@@ -73,10 +73,17 @@ def test_options_out_of_range(options, complaint, train):
     assert complaint in train(*options.split())
 
 
-@pytest.mark.parametrize(("option", "named"), [("--budget", "seconds="), ("--calls", "network_c")])
-def test_a_bench_without_a_budget(option, named, refused):
-    sentence = refused("bench", "exact", "--problem", "gmm9of25", "--method", "rtb", option, 0)
-    assert named in sentence and "is out of range" in sentence
+@pytest.mark.parametrize(
+    ("table", "option", "sentence"),
+    [
+        ("exact", "--budget", "budget=0.0 is out of range"),
+        ("exact", "--calls", "calls=0 is out of range"),
+        ("images", "--calls", "calls=0 is out of range"),
+        ("images", "--samples", "samples=0 is out of range"),
+    ],
+)
+def test_a_bench_without_a_budget(table, option, sentence, refused):
+    assert sentence in refused("bench", table, option, 0)
 
 
 def test_a_prior_or_reward_left_out(refused):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from difftilt.ranges import COUNT, check_ranges
 from difftilt.recipes.cells import Cells, run_cells
 from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
@@ -59,12 +60,18 @@ class Compared(Kept):
         seeds: seeds of the trainings.
         calls: network calls of each training.
         samples: drawn of each sampler.
+
+    Raises:
+        InputError: no calls, or no samples.
     """
 
     method: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     seeds: tuple[int, ...] = (0,)
     calls: int = 100_000
     samples: int = 256
+
+    def __post_init__(self) -> None:
+        check_ranges(self, calls=COUNT, samples=COUNT)
 
     def chosen(self, defaults: Iterable[str], every: Iterable[str]) -> list[str]:
         """The names that were asked for."""

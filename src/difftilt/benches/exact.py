@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.benches.base import Kept, Result, filled, seeds_of
+from difftilt.ranges import COUNT, POSITIVE, check_ranges
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.controls import control_objectives, controls_plan, two_controls
 from difftilt.recipes.exact import Effort, check_name
@@ -118,6 +119,9 @@ class Exact(Kept):
         calls: network calls of each training (one state seen by one network is one call).
         budget: seconds of each training instead of calls.
         figure: draw the comparison there (.png or .svg).
+
+    Raises:
+        InputError: no calls, or no seconds.
     """
 
     problem: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -126,6 +130,9 @@ class Exact(Kept):
     calls: int = CALLS
     budget: float | None = None
     figure: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, calls=COUNT, budget=POSITIVE.or_none)
 
 
 def exact(options: Annotated[Exact, tyro.conf.arg(name="")]) -> Result:

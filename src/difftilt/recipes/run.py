@@ -32,12 +32,12 @@ from difftilt.training.checkpoint import (
     load_posterior,
     save_posterior,
 )
+from difftilt.training.fits import FIT, POSTERIOR
 from difftilt.training.identity import refuse_changed
 from difftilt.training.loop import interruptible, progress_bar, train
 from difftilt.training.run_folder import RunFolder, identity_of
 from difftilt.training.state import TrainingState
 
-POSTERIOR = "posterior"
 PRIOR_DRAWS = 3
 CORRECTED = 64
 CORRECTION_EFFORT = 4
@@ -212,11 +212,16 @@ def load_run(folder: Path, *, scored: bool = True) -> tuple[Recipe, Job]:
     if not (folder / "config.json").exists():
         raise CheckpointError(f"there is no run in {folder}; name a folder that train wrote")
     config = RunFolder(folder).config
+    name = config.get("recipe")
+    if name == FIT:
+        raise CheckpointError(
+            f"{folder} was written by fit, whose prior and reward are Python objects; load it in "
+            f"Python, with target.posterior(form).load({str(folder)!r})"
+        )
     if not (folder / POSTERIOR).exists():
         raise CheckpointError(
             f"the training in {folder} is not finished; continue it with train ... --resume"
         )
-    name = config.get("recipe")
     if not isinstance(name, str) or name not in RECIPES:
         raise CheckpointError(
             f"{folder} was written by the unknown recipe {name!r}; restore its config.json, or use "

@@ -115,7 +115,8 @@ class RunFolder:
         used = path.exists() or bool(checkpoint_steps(self.checkpoints))
         if used and not resume:
             raise CheckpointError(
-                f"run folder {self.path} already holds a run; resume it or choose another folder"
+                f"run folder {self.path} already holds a run; resume it (--resume, or "
+                "fit(..., resume=True)) or choose another folder"
             )
         if resume and not path.exists():
             raise CheckpointError(f"there is no run in {self.path} to resume")
