@@ -19,6 +19,7 @@ from difftilt.errors import InputError
 from difftilt.infilling import Infilling
 from difftilt.posteriors import Prior
 from difftilt.rewards import as_reward
+from difftilt.text.blocks import check_sight, order_of
 from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, TextModel, codec_of
 from difftilt.text.layouts import Lengths, SuffixUse, check_choices
@@ -51,7 +52,8 @@ class TextPrior:
 
     Arguments:
         model: network, tokenizer and what belongs to them.
-        order: in which positions are revealed; default ``AnyOrder()``.
+        order: in which positions are revealed; default ``AnyOrder()``, and of a network that reads
+            in blocks ``Blocks(size=block_size, aligned=True)``.
         temperature: of the network's logits; a part of the prior.
     """
 
@@ -86,7 +88,8 @@ class TextPrior:
         Raises:
             InputError: a template without slot, with unknown tokens or too long for the model; an
                 unknown choice of lengths or suffix, or one that is absent; banned ids that the
-                model does not have; β that is not positive.
+                model does not have; a suffix for both that the model cannot see; β that is not
+                positive.
         """
         codec = codec_of(self.model)
         if isinstance(template, Tensor):
@@ -96,6 +99,8 @@ class TextPrior:
             texts = [template] if isinstance(template, str) else template
             templates = [parsed(text) for text in texts]
             canvases = canvases_of(templates, codec, lengths, suffix, self.model.max_length)
+        if self.model.network.block_size is not None:
+            check_sight(canvases, suffix, self.model.network.block_size)
         pads = lengths == "padding" and canvases.variable
         forbidden = self._banned(codec, banned, pads)
         prior = Prior(self._chain(canvases, forbidden), source=self.model.source)
@@ -110,7 +115,9 @@ class TextPrior:
             raise InputError("every slot has length 0; let at least one hold a token")
         denoiser = TokenDenoiser(network, banned, self.temperature).eval().requires_grad_(False)
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        diffusion = MaskedDiffusion(network.vocab_size, canvases.generated, self.order)
+        order, size = self.order, network.block_size
+        order = order if size is None else order_of(order, size)
+        diffusion = MaskedDiffusion(network.vocab_size, canvases.generated, order)
         like = torch.zeros((), device=device)
         return Chain(denoiser, diffusion, (canvases.length,), like=like)
 

@@ -39,6 +39,9 @@ class TokenNetwork(nn.Module, ABC):
         self.vocab_size = vocab_size
         self.mask_id = mask_id
 
+    block_size: int | None = None
+    """Positions per block, where a position sees its own block and those before it; None: all."""
+
     @abstractmethod
     def hidden(self, ids: Int[Tensor, "B L"], time: Float[Tensor, " B"]) -> Float[Tensor, "B L d"]:
         """Features; row i is what the head needs to predict token i."""

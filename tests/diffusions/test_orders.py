@@ -43,6 +43,8 @@ LAWS: dict[str, tuple[Order, dict[tuple[int, ...], float]]] = {
     "left to right, in threes": (LeftToRight(3), {(2, 1, 1, 1): 1.0}),
     "blocks": (Blocks(size=2), uniform(one_by_one(2))),
     "blocks of three": (Blocks(size=3), uniform(one_by_one(3))),
+    "aligned blocks": (Blocks(size=2, aligned=True), uniform([(4, 3, 2, 1), (3, 4, 2, 1)])),
+    "aligned blocks of three": (Blocks(size=3, aligned=True), uniform(one_by_one(2))),
     "parallel": (Parallel(3), uniform(list(itertools.product((1, 2, 3), repeat=4)))),
 }
 
@@ -93,3 +95,8 @@ def test_ranks_do_not_depend_on_the_batch(name: str):
 def test_a_step_reveals_at_least_one_position(order: type):
     with pytest.raises(InputError, match="tokens_per_step must be at least 1"):
         order(0)
+
+
+def test_a_block_has_a_position():
+    with pytest.raises(InputError, match="size must be at least 1 position per block, got 0"):
+        Blocks(size=0)

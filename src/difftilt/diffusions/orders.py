@@ -164,10 +164,18 @@ class Blocks(_Counted):
     """Blocks of neighbouring masks from left to right, any order inside a block.
 
     Arguments:
-        size: masks per block.
+        size: masks per block; at least 1.
+        aligned: count all positions of the canvas from its start, not the masks alone, as a network
+            that reads in blocks does (BD3-LM).
     """
 
     size: int = 8
+    aligned: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1:
+            raise InputError(f"size must be at least 1 position per block, got {self.size}")
 
     def ranks(self, generated: Bool[Tensor, "B L"], noise: Noise) -> Int[Tensor, "B L"]:
         keys = noise.uniforms(generated) - self._block(generated)
@@ -180,6 +188,9 @@ class Blocks(_Counted):
         return _evenly(masked & (block == block.amin(1, keepdim=True)))
 
     def _block(self, generated: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        if self.aligned:
+            place = torch.arange(generated.shape[1], device=generated.device)
+            return (place // self.size).expand(generated.shape)
         return (generated.long().cumsum(1) - 1).div(self.size, rounding_mode="floor")
 
 

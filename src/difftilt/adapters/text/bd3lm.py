@@ -2,8 +2,8 @@
 
 A position sees its own block and the blocks before it. In training the blocks before it are clean;
 so the model is itself where a chain finishes a block before it starts the next:
-``Blocks(size=block_size)`` on a canvas whose generated part starts at a block's border. What
-follows the block, a suffix too, is not seen.
+``Blocks(size=block_size, aligned=True)``, which is what infilling does unless another order is
+given. What follows the block, a suffix too, is not seen; infilling says so (``text.blocks``).
 
 Source: Arriola et al. 2025 (arXiv 2503.09573); checkpoints kuleshov-group/bd3lm-owt-block_size4,
 -block_size8 and -block_size16.

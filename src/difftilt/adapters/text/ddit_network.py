@@ -72,6 +72,7 @@ class DDiTNetwork(TokenNetwork):
         super().__init__(vocab_size, vocab_size - 1 if mask_id is None else mask_id)
         self.published = published
         self.pad_id = pad_id
+        self.block_size = published.block_size
         self.max_length = published.max_length
         self.backbone = DDiT(published.size)
 
@@ -88,8 +89,8 @@ class DDiTNetwork(TokenNetwork):
         parts = []
         if self.pad_id is not None:
             parts.append((ids != self.pad_id)[:, None, None])
-        if self.published.block_size is not None:
-            block = torch.arange(ids.shape[1], device=ids.device) // self.published.block_size
+        if self.block_size is not None:
+            block = torch.arange(ids.shape[1], device=ids.device) // self.block_size
             parts.append((block[:, None] >= block)[None, None])
         return None if not parts else parts[0] & parts[-1]
 
