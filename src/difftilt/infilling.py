@@ -36,6 +36,7 @@ from difftilt.objectives.base import Objective
 from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.sampling import Correction, Samples, weighted_sample
 from difftilt.text.canvases import Canvases
+from difftilt.text.fillings import Filling, filled_in
 from difftilt.text.layouts import Layout, Passage
 
 
@@ -77,6 +78,8 @@ class Infilling:
         *,
         form: Form | None = None,
         out: str | FilePath | None = None,
+        data: Sequence[Sequence[Filling]] | None = None,
+        sources: Sources | None = None,
         **training: Any,
     ) -> "InfillingPosterior":
         """Train one posterior for all templates.
@@ -85,15 +88,24 @@ class Infilling:
             objective: default ``RTB()``.
             form: default ``FullCopy()``.
             out: a run folder to write; None keeps everything in memory.
+            data: true fillings, a list for each template, e.g. for ``Supervised()``; the filling
+                of several slots is a tuple of strings.
+            sources: what else a training is given, e.g. another one's ``value``. Conditions are the
+                templates unless it says otherwise.
             **training: fields of ``Training``; ``paths_per_condition`` paths of a batch share a
                 template.
 
         Raises:
-            InputError: unknown field, or one out of range.
+            InputError: unknown field, one out of range, or a filling that its slots cannot hold.
             TrainingError: a loss became non-finite.
         """
-        sources = Sources(conditions=self._drawn)
-        fitted = self.target.fit(objective, form=form, out=out, sources=sources, **training)
+        given = Sources() if sources is None else sources
+        if given.conditions is None:
+            given = replace(given, conditions=self._drawn)
+        if data is not None:
+            x_0, conditions = (rows.to(self._device) for rows in filled_in(self.canvases, data))
+            given = replace(given, data=x_0, data_conditions=conditions)
+        fitted = self.target.fit(objective, form=form, out=out, sources=given, **training)
         return InfillingPosterior(self, fitted)
 
     def posterior(self, form: Form | None = None) -> "InfillingPosterior":
@@ -153,7 +165,11 @@ class Infilling:
         ]
 
     def _drawn(self, count: int, generator: torch.Generator) -> Int[Tensor, "count 2 L"]:
-        return self.canvases.drawn(count, generator).to(self.target.prior.chain.like.device)
+        return self.canvases.drawn(count, generator).to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.target.prior.chain.like.device
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,13 @@ class TrainingState:
         if first == "data" and self.data is None:
             raise InputError("warm_start_from='data' needs ends to start from: Sources(data=...)")
         used = {name: (b, weights[name]) for name, b in made.items()}
-        return {k: v for k, v in used.items() if v[1] > 0 or k == first}
+        chosen = {k: v for k, v in used.items() if v[1] > 0 or k == first}
+        if not chosen:
+            raise InputError(
+                "the training draws from given data alone, and there is none; give it, e.g. "
+                "sources=Sources(data=...)"
+            )
+        return chosen
 
 
 def _check_states(chain: Chain, objective: Objective) -> None:
