@@ -10,9 +10,11 @@ from difftilt.chains import Chain
 from difftilt.diffusions.orders import LeftToRight
 from difftilt.errors import InputError, RewardError
 from difftilt.infilling import Completion, Infilling
+from difftilt.loading import load
 from difftilt.objectives.supervised import Supervised
 from difftilt.posteriors import Sources
 from difftilt.rewards import CheckedReward
+from difftilt.tasks.shipped import shipped_folder
 from difftilt.text.fillings import filled_in
 from difftilt.text_priors import TextPrior
 from difftilt.training.plan import Optimisation
@@ -269,3 +271,17 @@ def test_errors_of_data(task):
     ):
         with pytest.raises(InputError, match=words):
             task.fit(Supervised(), data=data, steps=1, batch=8)
+
+
+def test_a_posterior_is_kept_as_a_model_folder(tmp_path):
+    template = "they came to the city. [4] and they drank."
+    shipped = load(shipped_folder("text_prior"))
+    task = shipped.infill(template, liking)
+    optimisation = Optimisation(learning_rate=1e-3, ema=0.0)
+    posterior = task.fit(steps=2, batch=8, warm_start=0.0, chunk=32, optimisation=optimisation)
+    folder = posterior.export(tmp_path / "posterior")
+    again = load(folder).infill(template, liking, suffix="both")
+    kept = [c.text for c in again.prior_samples(8)]
+    assert kept == posterior.sample(8) != task.prompted().sample(8)
+    with pytest.raises(InputError, match="load the prior with load_text_model"):
+        tiny_prior().infill("ann saw [2]", liking).posterior().export(tmp_path / "other")

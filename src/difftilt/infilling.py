@@ -36,6 +36,7 @@ from difftilt.objectives.base import Objective
 from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.sampling import Correction, Samples, weighted_sample
 from difftilt.text.canvases import Canvases
+from difftilt.text.codecs import TextModel
 from difftilt.text.fillings import Filling, filled_in
 from difftilt.text.layouts import Layout, Passage
 
@@ -67,10 +68,12 @@ class Infilling:
     Arguments:
         target: ``p(filling | text before) r^β``.
         canvases: of the templates.
+        model: the prior's model, or None where it is not known.
     """
 
     target: Target
     canvases: Canvases
+    model: TextModel | None = None
 
     def fit(
         self,
@@ -228,6 +231,28 @@ class InfillingPosterior:
             )
         drawn = posterior.given(condition[:1]).draw(n, seed, correct, effort)
         return self.task.completions(drawn, condition)
+
+    def export(self, folder: str | FilePath) -> FilePath:
+        """Write the posterior as an ordinary model folder, which ``difftilt.load`` reads again.
+
+        The folder holds the network alone: in other software give it the suffix in the text. What
+        the prior added (a temperature, banned ids, the order) has to be asked for again.
+
+        Arguments:
+            folder: where to; an older model of that name is replaced.
+
+        Raises:
+            InputError: the prior was not loaded by ``load_text_model``, the posterior is untrained
+                guidance or has heads beside the network, or the folder holds something else.
+            CheckpointError: the folder cannot be written.
+        """
+        kernel, write = self.posterior.chain.kernel, getattr(self.task.model, "export", None)
+        if write is None or kernel is None:
+            raise InputError(
+                "export writes a published model's folder, but this is no posterior of one; load "
+                "the prior with load_text_model (difftilt.load does) and fit"
+            )
+        return write(kernel, folder)
 
     def certify(
         self, n: int = 1024, contexts: Sequence[int] | None = None, **options: Any
