@@ -10,7 +10,12 @@ from difftilt.chains import Chain
 from difftilt.diffusions.orders import LeftToRight
 from difftilt.errors import InputError, RewardError
 from difftilt.infilling import Completion, Infilling
+from difftilt.loading import load
+from difftilt.objectives.supervised import Supervised
+from difftilt.posteriors import Sources
 from difftilt.rewards import CheckedReward
+from difftilt.tasks.shipped import shipped_folder
+from difftilt.text.fillings import filled_in
 from difftilt.text_priors import TextPrior
 from difftilt.training.plan import Optimisation
 from tiny_text import WORDS, tiny_prior
@@ -227,3 +232,59 @@ def test_errors(prior, task):
 def test_the_chain_is_an_ordinary_one(task):
     assert isinstance(task.target.prior.chain, Chain)
     assert task.target.prior.chain.steps == 2
+
+
+def test_true_fillings_train_the_templates_under_their_own_canvas(prior, unchecked: None):
+    task = prior.infill(["ann saw [2] . bob", "bob [1] , [1-2] cat"], liking)
+    data = [["met cat", "met cat", "met cat", "ran home"], [("saw", "ann"), ("saw", "bob ran")]]
+    posterior = task.fit(
+        Supervised(),
+        data=data,
+        steps=120,
+        batch=32,
+        optimisation=Optimisation(learning_rate=2e-2, ema=0.0),
+    )
+    shares = [c.fillings for c in posterior.completions(400, 0)]
+    # The law of the data: 3 in 4, four standard errors and what 120 updates leave.
+    assert abs(shares.count(("met cat",)) / 400 - 0.75) < 0.12
+    second = [c.fillings for c in posterior.completions(400, 1)]
+    assert second.count(("saw", "ann")) + second.count(("saw", "bob ran")) > 340
+    assert abs(second.count(("saw", "ann")) / 400 - 0.5) < 0.15
+
+
+def test_data_finds_the_canvas_of_its_length(prior):
+    task = prior.infill("ann saw [1-3]", liking, lengths="uniform")
+    x_0, conditions = filled_in(task.canvases, [["bob", "bob met cat"]])
+    assert [p.text for p in task.canvases.passages(x_0, conditions)] == [
+        "ann saw bob",
+        "ann saw bob met cat",
+    ]
+
+
+def test_errors_of_data(task):
+    with pytest.raises(InputError, match="draws from given data alone, and there is none"):
+        task.fit(Supervised(), sources=Sources(), steps=1, batch=8)
+    for data, words in (
+        (["met saw"], "a list of fillings for each template"),
+        ([["met saw"]], "fillings of 1 templates, but there are 2"),
+        ([[], []], "holds no filling"),
+        ([["met"], []], r"'met' of template 0 has 1 tokens, which \[2\] cannot hold"),
+        ([[("met", "saw")], []], "2 texts for 1 slots"),
+        ([["met dog"], []], "no token for 'dog' in a filling of template 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            task.fit(Supervised(), data=data, steps=1, batch=8)
+
+
+def test_a_posterior_is_kept_as_a_model_folder(tmp_path):
+    template = "they came to the city. [4] and they drank."
+    shipped = load(shipped_folder("text_prior"))
+    task = shipped.infill(template, liking)
+    optimisation = Optimisation(learning_rate=1e-3, ema=0.0)
+    posterior = task.fit(steps=2, batch=8, warm_start=0.0, chunk=32, optimisation=optimisation)
+    folder = posterior.export(tmp_path / "posterior")
+    again = load(folder).infill(template, liking, suffix="both")
+    kept = [c.text for c in again.prior_samples(8)]
+    assert kept == posterior.sample(8) != task.prompted().sample(8)
+    with pytest.raises(InputError, match="load the prior with load_text_model"):
+        tiny_prior().infill("ann saw [2]", liking).posterior().export(tmp_path / "other")

@@ -36,6 +36,8 @@ from difftilt.objectives.base import Objective
 from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.sampling import Correction, Samples, weighted_sample
 from difftilt.text.canvases import Canvases
+from difftilt.text.codecs import TextModel
+from difftilt.text.fillings import Filling, filled_in
 from difftilt.text.layouts import Layout, Passage
 
 
@@ -66,10 +68,12 @@ class Infilling:
     Arguments:
         target: ``p(filling | text before) r^β``.
         canvases: of the templates.
+        model: the prior's model, or None where it is not known.
     """
 
     target: Target
     canvases: Canvases
+    model: TextModel | None = None
 
     def fit(
         self,
@@ -77,6 +81,8 @@ class Infilling:
         *,
         form: Form | None = None,
         out: str | FilePath | None = None,
+        data: Sequence[Sequence[Filling]] | None = None,
+        sources: Sources | None = None,
         **training: Any,
     ) -> "InfillingPosterior":
         """Train one posterior for all templates.
@@ -85,15 +91,24 @@ class Infilling:
             objective: default ``RTB()``.
             form: default ``FullCopy()``.
             out: a run folder to write; None keeps everything in memory.
+            data: true fillings, a list for each template, e.g. for ``Supervised()``; the filling
+                of several slots is a tuple of strings.
+            sources: what else a training is given, e.g. another one's ``value``. Conditions are the
+                templates unless it says otherwise.
             **training: fields of ``Training``; ``paths_per_condition`` paths of a batch share a
                 template.
 
         Raises:
-            InputError: unknown field, or one out of range.
+            InputError: unknown field, one out of range, or a filling that its slots cannot hold.
             TrainingError: a loss became non-finite.
         """
-        sources = Sources(conditions=self._drawn)
-        fitted = self.target.fit(objective, form=form, out=out, sources=sources, **training)
+        given = Sources() if sources is None else sources
+        if given.conditions is None:
+            given = replace(given, conditions=self._drawn)
+        if data is not None:
+            x_0, conditions = (rows.to(self._device) for rows in filled_in(self.canvases, data))
+            given = replace(given, data=x_0, data_conditions=conditions)
+        fitted = self.target.fit(objective, form=form, out=out, sources=given, **training)
         return InfillingPosterior(self, fitted)
 
     def posterior(self, form: Form | None = None) -> "InfillingPosterior":
@@ -153,7 +168,11 @@ class Infilling:
         ]
 
     def _drawn(self, count: int, generator: torch.Generator) -> Int[Tensor, "count 2 L"]:
-        return self.canvases.drawn(count, generator).to(self.target.prior.chain.like.device)
+        return self.canvases.drawn(count, generator).to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.target.prior.chain.like.device
 
 
 @dataclass(frozen=True)
@@ -212,6 +231,28 @@ class InfillingPosterior:
             )
         drawn = posterior.given(condition[:1]).draw(n, seed, correct, effort)
         return self.task.completions(drawn, condition)
+
+    def export(self, folder: str | FilePath) -> FilePath:
+        """Write the posterior as an ordinary model folder, which ``difftilt.load`` reads again.
+
+        The folder holds the network alone: in other software give it the suffix in the text. What
+        the prior added (a temperature, banned ids, the order) has to be asked for again.
+
+        Arguments:
+            folder: where to; an older model of that name is replaced.
+
+        Raises:
+            InputError: the prior was not loaded by ``load_text_model``, the posterior is untrained
+                guidance or has heads beside the network, or the folder holds something else.
+            CheckpointError: the folder cannot be written.
+        """
+        kernel, write = self.posterior.chain.kernel, getattr(self.task.model, "export", None)
+        if write is None or kernel is None:
+            raise InputError(
+                "export writes a published model's folder, but this is no posterior of one; load "
+                "the prior with load_text_model (difftilt.load does) and fit"
+            )
+        return write(kernel, folder)
 
     def certify(
         self, n: int = 1024, contexts: Sequence[int] | None = None, **options: Any

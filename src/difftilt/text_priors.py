@@ -107,7 +107,7 @@ class TextPrior:
         checked = bound_to(reward, canvases)
         if pads:
             checked = as_reward(WellFormed(checked, canvases))
-        return Infilling(prior.tilt(checked, beta), canvases)
+        return Infilling(prior.tilt(checked, beta), canvases, self.model)
 
     def _chain(self, canvases: Canvases, banned: Sequence[int]) -> Chain:
         network = self.model.network

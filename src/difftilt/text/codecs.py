@@ -75,8 +75,12 @@ class Codec:
     opening: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
 
-    def ids(self, text: str) -> list[int]:
+    def ids(self, text: str, where: str = "the template") -> list[int]:
         """Ids of a piece of text, without special tokens.
+
+        Arguments:
+            text: the piece.
+            where: what errors say that it is in.
 
         Raises:
             InputError: the tokenizer has no token for some of it.
@@ -86,8 +90,8 @@ class Codec:
         if unknown is not None and unknown in ids:
             words = [w for w in text.split() if unknown in plain_ids(self.tokenizer, w)]
             raise InputError(
-                f"the tokenizer has no token for {', '.join(map(repr, words or [text]))} in the "
-                "template; choose other words"
+                f"the tokenizer has no token for {', '.join(map(repr, words or [text]))} in "
+                f"{where}; choose other words"
             )
         return ids
 

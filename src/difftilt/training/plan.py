@@ -279,10 +279,11 @@ class Training:
             )
         used = {name for name, share in vars(self.behaviour).items() if share > 0}
         if usable is not None and used - usable:
+            source = "prior" if "prior" in usable else min(usable)
             raise InputError(
                 f"{name} is right on paths of {', '.join(sorted(usable))} alone, got "
                 f"{', '.join(sorted(used - usable))}; change behaviour, for example to "
-                "BehaviourWeights(prior=1, on_policy=0, pool=0)"
+                f"BehaviourWeights({source}=1, on_policy=0, pool=0)"
             )
 
 
@@ -294,5 +295,6 @@ def suited(objective: Objective) -> dict[str, Any]:
     usual = {name for name, share in vars(BehaviourWeights()).items() if share > 0}
     found: dict[str, Any] = {} if objective.starts_warm else {"warm_start": 0.0}
     if objective.behaviours is not None and not usual <= objective.behaviours:
-        found["behaviour"] = BehaviourWeights(prior=1, on_policy=0, pool=0)
+        source = "prior" if "prior" in objective.behaviours else min(objective.behaviours)
+        found["behaviour"] = BehaviourWeights(**{"on_policy": 0, "pool": 0, source: 1})
     return found

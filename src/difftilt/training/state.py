@@ -303,7 +303,13 @@ class TrainingState:
                 "give Sources(data=...), or set BehaviourWeights(data=0)"
             )
         used = {name: (b, weights[name]) for name, b in made.items()}
-        return {k: v for k, v in used.items() if v[1] > 0 or k == first}
+        chosen = {k: v for k, v in used.items() if v[1] > 0 or k == first}
+        if not chosen:
+            raise InputError(
+                "the training draws from given data alone, and there is none; give it, e.g. "
+                "sources=Sources(data=...)"
+            )
+        return chosen
 
 
 def _check_states(chain: Chain, objective: Objective) -> None:
