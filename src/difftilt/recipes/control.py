@@ -98,15 +98,14 @@ class Control(Recipe):
     def pictures(self, job: Job, drawn: Drawn) -> list[Picture]:
         """The first episode of the evaluation, played by the behaviour and by the posterior."""
         environment, decoded = load_data(self.data).environment, job.target.prior.decoded
+        shown = {"episodes": self.episodes, "steps": DRAWN_STEPS}
         chains = {"The behaviour": job.target.prior.chain, "The posterior": job.posterior.chain}
         reset = first_reset(self.training.seed, self.episodes)
         try:
             return [
                 Picture(
                     "gif",
-                    rendered_episode(
-                        environment, acting(chain, decoded), seed=reset, steps=DRAWN_STEPS
-                    ),
+                    rendered_episode(environment, acting(chain, decoded), seed=reset, **shown),
                     f"{name} in {environment}: the first {DRAWN_STEPS} steps of the first episode.",
                 )
                 for name, chain in chains.items()

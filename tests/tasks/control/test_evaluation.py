@@ -1,6 +1,7 @@
 """Playing many episodes at once is playing each alone; scores are 0 and 100 at the references."""
 
 import math
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from difftilt.errors import InputError, MissingPackage
 from difftilt.tasks.control import environments, evaluation
-from difftilt.tasks.control.agents import MAZE, agents
+from difftilt.tasks.control.agents import MAZE, Uniform, agents
 from difftilt.tasks.control.environments import Scale, flat_observations, make_environment
 from difftilt.tasks.control.episodes import copies, play
 from difftilt.tasks.control.evaluation import Returns, evaluate, normalised, rendered_episode
@@ -137,6 +138,45 @@ def test_actions_of_a_wrong_shape_or_not_finite_are_refused() -> None:
 def test_scores_of_an_unknown_environment_are_refused() -> None:
     with pytest.raises(InputError, match="no reference returns are known for 'Ant-v5'"):
         normalised("Ant-v5", torch.ones(2))
+
+
+class Told(gymnasium.Env):
+    """Says and shows, as a shade of grey, what was done last; later resets end sooner."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 25}
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.last, self.left = np.zeros(1, np.float32), 8 - (seed or 0)
+        return self.last, {}
+
+    def step(self, action: np.ndarray):
+        self.last, self.left = action.astype(np.float32), self.left - 1
+        return self.last, 0.0, self.left <= 0, False, {}
+
+    def render(self) -> np.ndarray:
+        return np.full((16, 16, 3), round(127 * (1 + float(self.last[0]))), np.uint8)
+
+
+@pytest.mark.parametrize("episodes", [1, 3])
+def test_what_is_drawn_is_the_first_episode_of_the_evaluation(episodes: int) -> None:
+    """Of a policy that draws, some episodes of which end before the first."""
+    imageio = evaluation.require("imageio", "control")
+    gymnasium.register("Told-v0", Told)
+    policy = Uniform(1)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        first = play(copies("Told-v0", episodes), policy, range(episodes), generator)[0]
+        frames = imageio.mimread(rendered_episode("Told-v0", policy, episodes=episodes))
+    finally:
+        del gymnasium.registry["Told-v0"]
+    wanted = [round(127 * (1 + float(seen))) for seen in first.observations[:-1:2, 0]]
+    assert [int(frame[0, 0, 0]) for frame in frames] == wanted
 
 
 # What draws frees a context that it failed to make, where nothing can draw.

@@ -100,16 +100,24 @@ def normalised(environment: str, returns: Float[Tensor, "..."]) -> Float[Tensor,
 
 
 def rendered_episode(
-    environment: str, policy: Policy, *, seed: int = 0, steps: int = 300, side: int = 240
+    environment: str,
+    policy: Policy,
+    *,
+    episodes: int = 1,
+    seed: int = 0,
+    steps: int = 300,
+    side: int = 240,
 ) -> bytes:
-    """One drawn episode, at most ``steps`` long, every other frame, as a GIF file's bytes.
+    """The first episode of an evaluation, as ``evaluate`` plays it, as a GIF file's bytes.
 
-    Without a screen MuJoCo draws through EGL, or through what ``MUJOCO_GL`` names.
+    At most ``steps`` of it, every other frame. Without a screen MuJoCo draws through EGL, or
+    through what ``MUJOCO_GL`` names.
 
     Arguments:
         environment: its id.
         policy: acts in it.
-        seed: of the episode.
+        episodes: of the evaluation.
+        seed: of the evaluation.
         steps: most of them.
         side: most pixels of a frame's longer side.
 
@@ -119,21 +127,23 @@ def rendered_episode(
     """
     imageio = require("imageio", EXTRA)
     with _without_screen():
-        frames = _frames(environment, policy, seed, steps)[::2]
+        frames = _frames(environment, policy, range(seed, seed + episodes), steps)[::2]
     stride = max(1, -(-max(frames[0].shape[:2]) // side))
     return imageio.mimwrite(
         "<bytes>", [f[::stride, ::stride] for f in frames], "gif", duration=40, loop=0
     )
 
 
-def _frames(environment: str, policy: Policy, seed: int, steps: int) -> list[Any]:
-    made = make_environment(environment, render_mode="rgb_array")
-    game, frames = Game(made, seed), []
-    generator = torch.Generator().manual_seed(seed)
+def _frames(environment: str, policy: Policy, seeds: range, steps: int) -> list[Any]:
+    made, frames = make_environment(environment, render_mode="rgb_array"), []
+    # One generator serves all episodes played side by side: without the others it is another one.
+    others = copies(environment, min(len(seeds), SIDE_BY_SIDE) - 1)
+    games = [Game(place, seed) for place, seed in zip([made, *others], seeds, strict=False)]
+    generator = torch.Generator().manual_seed(seeds[0])
     try:
-        while not game.over and len(frames) < steps:
+        while not games[0].over and len(frames) < steps:
             frames.append(_frame(made, environment))
-            advance([game], policy, generator)
+            advance([game for game in games if not game.over], policy, generator)
     finally:
         made.close()
     return frames
