@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from difftilt.diffusions.masked import GENERATED, completed
 from difftilt.errors import InputError
-from difftilt.recipes import infill_methods
+from difftilt.recipes import infill, infill_methods
+from difftilt.recipes.base import Drawn
 from difftilt.recipes.infill import Infill, prompted, residual_spread
 from difftilt.recipes.infill_methods import TextBench, text_methods
+from difftilt.sampling import Samples
 from difftilt.training.steps import training_step
 
 
@@ -37,6 +40,30 @@ def test_an_update_and_the_residual_of_the_start(unchecked):
     metrics = training_step(state)
     assert metrics.loss > 0 and metrics.log_r < 0
     assert residual_spread(job, prompted(job), 0, contexts=1, samples=3) > 0
+
+
+def test_the_report_compares_fillings_with_the_true_middles(monkeypatch, unchecked):
+    small = partial(residual_spread, contexts=1, samples=3)
+    monkeypatch.setattr(infill, "residual_spread", small)
+    recipe = Infill(contexts=3)
+    job = recipe.job()
+    assert job.contexts is not None
+    prior = job.draw(replace(job.posterior, chain=job.target.prior.chain), 6, 0)
+    x_0 = job.contexts[:, 0].repeat(2, 1)
+    written = Samples(x_0, job.target.score(x_0, job.context_of(6)))
+    certificate: Any = None  # which the table does not read
+    found = recipe.evaluation(job, Drawn(prior, prior, written, certificate))
+    rows = {row["name"]: row for row in found["rows"]}
+    for name in ("similarity", "BLEU-4", "GLEU-4"):
+        assert rows[name]["corrected"] == pytest.approx(1, abs=1e-5)
+        assert rows[name]["prior"] < 0.9
+    assert rows["similarity"]["posterior"] == rows["similarity"]["prior"]
+    assert rows["mean log r"]["corrected"] > rows["mean log r"]["prior"]
+    spread = rows["spread of the terminal residual"]
+    assert spread["posterior"] == spread["prompted"] and "of the shortest middles" in spread["note"]
+    assert [text["as written"] for text in found["texts"]] == [
+        text["corrected"] for text in found["texts"]
+    ]
 
 
 def test_the_table_has_a_row_for_each_method(monkeypatch, unchecked):

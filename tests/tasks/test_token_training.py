@@ -1,5 +1,7 @@
 """Which posteriors of tokens the balance can reach, by full batches over every path in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from difftilt.forms import FullCopy
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Scores
 from difftilt.order_kernel import OrderKernel
+from difftilt.posteriors import Prior
+from difftilt.recipes.tokens import recommended_tokens, tokens_form, tokens_sources
 from difftilt.scoring import log_ratio
 from difftilt.tasks.tokens.laws import exact_law, total_variation
 from difftilt.tasks.tokens.networks import (
@@ -19,7 +23,13 @@ from difftilt.tasks.tokens.networks import (
     consistent_table,
     random_joint,
 )
-from difftilt.tasks.tokens.problems import Couplings, posterior_law, random_couplings
+from difftilt.tasks.tokens.problems import (
+    Couplings,
+    posterior_law,
+    random_couplings,
+    token_problems,
+)
+from difftilt.training.loop import train
 from token_paths import every_path, token_chain
 
 V, L = 3, 3
@@ -113,3 +123,24 @@ def test_an_offset_of_the_reward_changes_log_z_alone(unchecked):
     shifted, lower = full_batch(prior, couplings(offset=-30.0), False)
     assert lower == pytest.approx(log_z - 30.0, abs=1e-5)
     assert total_variation(exact_law(posterior, EVERY), exact_law(shifted, EVERY)) < 1e-6
+
+
+def test_a_neural_posterior_is_near_the_truth_of_every_condition(unchecked):
+    problem = token_problems()["tokens_v3n4"]()
+    plan = recommended_tokens(problem, seconds=None)
+    plan = replace(plan, steps=150, batch=256, paths_per_condition=20)
+    target = Prior(problem.chain).tilt(problem.log_reward)
+    torch.manual_seed(0)
+    posterior = target.posterior(tokens_form(problem))
+    state = target.state(posterior, plan, tokens_sources(problem))
+    for _ in train(state, None):
+        pass
+    state.use_average()
+    start = total_variation(exact_law(problem.chain, problem.conditions), problem.law)
+    assert float(start.min()) > 0.4
+    found = total_variation(exact_law(posterior.chain, problem.conditions), problem.law)
+    assert float(found.max()) < 0.03
+    for condition, log_z in zip(problem.conditions, problem.log_z, strict=True):
+        log_w = posterior.given(condition[None]).draw(2_000, seed=1).log_w
+        assert log_w is not None
+        assert abs(float(log_w.double().exp().mean().log() - log_z)) < 0.05

@@ -25,6 +25,7 @@ from difftilt.marginals import terminal_residual
 from difftilt.posteriors import Posterior, Prior, Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
+from difftilt.recipes.similarity import story_similarity
 from difftilt.recipes.text_sets import TextSet, text_set
 from difftilt.rewards import CheckedReward
 from difftilt.sampling import Samples
@@ -119,6 +120,8 @@ class Infill(Recipe):
         assert truth is not None
         rows = [metric_row("mean log r", "nats, of the reader", _mean_log_r(sets))]
         rows += self.texts.metrics({**ids, "truth": truth[:, 0]}, truth[:, 0])
+        if self.contexts > 1:
+            rows.append(self._similarity_row(job, ids))
         rows.append(_residual_row(job, shown, self.training.seed + 6))
         return {
             "title": f"Infilling: {self.data}",
@@ -129,6 +132,19 @@ class Infill(Recipe):
             ],
             "texts": self._texts(ids, truth),
         }
+
+    def _similarity_row(self, job: Job, ids: dict[str, Tensor]) -> dict[str, Any]:
+        assert job.contexts is not None
+        network, whole = self.texts.model.network, self.contexts
+        values = {
+            name: float(story_similarity(network, found, job.contexts).mean())
+            for name, found in ids.items()
+            if len(found) >= whole
+        }
+        note = (
+            "F1 of matched features of the prior's own network, rescaled (as BERTScore); 1: equal"
+        )
+        return metric_row("similarity", f"{note}, 0: as near as another story's middle", values)
 
     def _texts(self, ids: dict[str, Tensor], truth: Tensor) -> list[dict[str, str]]:
         """Ten fillings side by side."""
@@ -164,9 +180,12 @@ def _residual_row(job: Job, shown: Posterior, seed: int) -> dict[str, Any]:
     prior = replace(job.posterior, chain=job.target.prior.chain)
     found = {"prior": prior, "prompted": shown, "posterior": job.posterior}
     values = {name: residual_spread(job, each, seed) for name, each in found.items()}
+    assert job.contexts is not None
+    measured = min(RESIDUAL_CONTEXTS, len(job.contexts))
     note = (
         "standard deviation of log q(z) - log p(z) - β log r over samples of a context, nats, "
-        "exact over all orders; 0 is exact"
+        f"exact over all orders; 0 is exact; on {RESIDUAL_SAMPLES} samples of each of {measured} "
+        "contexts, those of the shortest middles"
     )
     return metric_row("spread of the terminal residual", note, values)
 
