@@ -28,6 +28,7 @@ from difftilt.tasks.control.episodes import Episode
 from difftilt.tasks.control.evaluation import evaluate
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.stored import load_critic, place, save_critic
+from difftilt.value_kernel import ValueKernel
 
 gymnasium = pytest.importorskip("gymnasium")
 for package in ("minari", "mujoco", "diffusers"):
@@ -107,6 +108,27 @@ def test_a_run_goes_from_data_to_returns(folder: Path, cache: Path, tmp_path: Pa
     assert {f.name: f.stat().st_mtime_ns for f in (cache / "control").glob("*/*")} == kept
     action = job.posterior.given(load_data(folder).observations[:4]).sample(4)
     assert action.shape == (4, 1) and float(action.abs().max()) <= 1
+
+
+def test_a_guided_run_for_every_beta_is_played_at_two(folder: Path, cache: Path, tmp_path: Path):
+    parts, out = replace(PARTS, beta=0.5), tmp_path / "run"
+    guided = replace(recipe(folder), method="qgpo", parts=parts, guidance_scale=1.5)
+    said: list[str] = []
+    run("control", replace(guided, largest_beta=2.0), out, talk=said.append)
+    rows = {row["name"]: row for row in json.loads((out / "evaluation.json").read_text())["rows"]}
+    for beta in ("0.5", "2"):
+        assert 0 < rows[f"ESS at β = {beta}"]["posterior"] <= 1
+        assert rows[f"return at β = {beta}"]["posterior"] >= 1
+    assert rows["return"]["posterior"] == rows["return at β = 0.5"]["posterior"]
+    _, job = load_run(out)
+    kernel = job.posterior.chain.kernel
+    assert isinstance(kernel, ValueKernel)
+    assert (kernel.scale, kernel.beta, kernel.value.largest_beta) == (1.5, 0.5, 2.0)
+    with pytest.raises(InputError, match=r"knows β in \(0, 0\.1"):
+        replace(guided, largest_beta=0.1).job()
+    for option in ({"guidance_scale": 2.0}, {"largest_beta": 2.0}):
+        with pytest.raises(InputError, match="are of the guided method, qgpo, and not of rtb"):
+            replace(recipe(folder), **option).job()
 
 
 @pytest.mark.parametrize("method", ["rtb", "qgpo", "idql"])

@@ -16,6 +16,7 @@ import torch
 
 from difftilt.errors import InputError, MissingPackage
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row, tell
+from difftilt.recipes.control_betas import at_beta, mean_ess_in
 from difftilt.recipes.control_methods import control_plan, trained_methods
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.pictures import Picture
@@ -23,6 +24,7 @@ from difftilt.tasks.control.acting import acting
 from difftilt.tasks.control.data import OfflineData, load_data
 from difftilt.tasks.control.environments import check_playable
 from difftilt.tasks.control.evaluation import Returns, evaluate, rendered_episode
+from difftilt.tasks.control.guidance import StateGuided
 from difftilt.training.plan import Training
 
 EVALUATION_SEED = 1_000
@@ -41,6 +43,9 @@ class Control(Recipe):
         parts: how the behaviour, the critic and β are made.
         episodes: of the evaluation.
         contexts: held-out states that samples and certificate are of.
+        guidance_scale: of the guided method (qgpo); 1 aims at the posterior.
+        largest_beta: of the guided method: one value for every β in (0, largest_beta], played at
+            the chosen β and at the largest; None: for the chosen β alone.
         training: the plan; the method changes its objective and behaviour.
 
     Raises:
@@ -52,6 +57,8 @@ class Control(Recipe):
     parts: Parts = field(default_factory=Parts)
     episodes: int = 10
     contexts: int = 32
+    guidance_scale: float = 1.0
+    largest_beta: float | None = None
     samples: int = 256
     certificate_paths: int = 4096
     training: Training = field(default_factory=control_plan)
@@ -61,6 +68,12 @@ class Control(Recipe):
         for name in ("episodes", "contexts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        guides = self.guidance_scale != 1.0 or self.largest_beta is not None
+        if guides and self.method != "qgpo":
+            raise InputError(
+                f"guidance_scale and largest_beta are of the guided method, qgpo, and not of "
+                f"{self.method}; leave them out"
+            )
 
     def setting(self) -> ControlSetting:
         """What the method starts from, fitted or found in the cache.
@@ -72,8 +85,11 @@ class Control(Recipe):
 
     def job(self) -> Job:
         method, setting = trained_methods()[self.method], self.setting()
+        form = method.form(setting)
+        if isinstance(form, StateGuided):
+            form = replace(form, scale=self.guidance_scale, largest_beta=self.largest_beta)
         torch.manual_seed(self.training.seed)
-        posterior = setting.target.posterior(method.form(setting))
+        posterior = setting.target.posterior(form)
         states = setting.held_out_states(self.contexts)
         names = tuple(f"held-out state {i}" for i in range(len(states)))
         plan = method.change(self.training)
@@ -89,11 +105,29 @@ class Control(Recipe):
             for name, chain in chains.items()
         }
         rows = [*score_rows(played), *super().evaluation(job, drawn)["rows"]]
+        rows += self._rows_of_betas(job, environment)
         note = (
             f"β = {job.target.beta:.4g}, chosen on held-out states by the critic; the returns "
             "were not read before."
         )
         return {"title": f"Control: {self.data}, {self.method}", "rows": rows, "notes": [note]}
+
+    def _rows_of_betas(self, job: Job, environment: str) -> list[dict[str, Any]]:
+        """Of a value of every β: what it is worth at the chosen one and at the largest."""
+        if self.largest_beta is None:
+            return []
+        assert job.contexts is not None
+        rows, decoded = [], job.target.prior.decoded
+        for beta in sorted({job.target.beta, self.largest_beta}):
+            posterior = at_beta(job.posterior, beta)
+            actor = acting(posterior.chain, decoded)
+            found = evaluate(environment, actor, self.episodes, EVALUATION_SEED)
+            note = f"share, mean of {len(job.contexts)} held-out states"
+            ess = {"posterior": mean_ess_in(posterior, job.contexts)}
+            rows.append(metric_row(f"ESS at β = {beta:.4g}", note, ess))
+            note = f"± {found.standard_error:.3g}"
+            rows.append(metric_row(f"return at β = {beta:.4g}", note, {"posterior": found.mean}))
+        return rows
 
     def pictures(self, job: Job, drawn: Drawn) -> list[Picture]:
         """The first episode of the evaluation, played by the behaviour and by the posterior."""
