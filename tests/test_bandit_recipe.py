@@ -20,15 +20,23 @@ def test_every_method_makes_a_policy(name: str):
     assert bool(torch.isfinite(found.tv).all()) and float(found.tv.max()) <= 1
 
 
-@pytest.mark.parametrize(("name", "left"), [("rtb", 0.5), ("cep", 1.0)])
-def test_training_comes_nearer_in_unseen_states(name: str, left: float):
-    """At β = 10 RTB halves the distance; guidance in 5 steps comes nearer, to its own floor."""
-    budget = Budget(updates=300, batch=256)
-    before = distances(SMALL, lambda s, beta: SMALL.chain.given(s), STATES, (10.0,))
-    policy = bandit_methods()[name].make(SMALL, budget)
-    after = distances(SMALL, policy, STATES, (0.0, 10.0))
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [("rtb", {1.0: 0.05, 3.0: 0.13, 10.0: 0.25}), ("cep", {10.0: 1.0})],
+)
+def test_training_comes_nearer_in_unseen_states(name: str, within: dict[float, float]):
+    """The behaviour is .07, .16 and .93 away at β = 1, 3 and 10.
+
+    RTB is .04, .12 and .23 away after 300 updates, and within .02 after 2000 of twice as many paths
+    (docs/results.md); guidance in 5 steps comes nearer, to its own floor.
+    """
+    betas = list(within)
+    before = distances(SMALL, lambda s, beta: SMALL.chain.given(s), STATES, betas)
+    policy = bandit_methods()[name].make(SMALL, Budget(updates=300, batch=256))
+    after = distances(SMALL, policy, STATES, (0.0, *betas))
     assert float(after.tv[:, 0].max()) < 1e-6
-    assert bool((after.tv[:, 1] < left * before.tv[:, 0]).all())
+    assert bool((after.tv[:, 1:] < before.tv).all())
+    assert bool((after.tv[:, 1:].amax(0) < torch.tensor(list(within.values()))).all())
 
 
 def test_a_row_of_the_bench():
