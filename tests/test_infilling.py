@@ -262,7 +262,7 @@ def test_data_finds_the_canvas_of_its_length(prior):
 
 
 def test_errors_of_data(task):
-    with pytest.raises(InputError, match="draws from given data alone, and there is none"):
+    with pytest.raises(InputError, match="from data, and none is given"):
         task.fit(Supervised(), sources=Sources(), steps=1, batch=8)
     for data, words in (
         (["met saw"], "a list of fillings for each template"),

@@ -96,9 +96,10 @@ def test_the_reward_is_the_reader_s_word_on_the_ending(tiny: Path):
     for x_0, context, log_r in zip(drawn.x_0, job.contexts, drawn.log_r, strict=True):
         tokens, roles = context
         real = tokens != recipe.task.model.pad_id
-        middle = recipe.task.model.tokenizer.decode(x_0[roles == GENERATED].tolist())
         before = tokens[(roles == 0) & real].tolist()
-        given = [*before, *reader.tokenizer(f" {middle.strip()}")["input_ids"]]
+        decode = recipe.task.model.tokenizer.decode
+        middle = decode([*before, *x_0[roles == GENERATED].tolist()])[len(decode(before)) :]
+        given = [*before, *reader.tokenizer(middle)["input_ids"]]
         ending = tokens[roles == SUFFIX].tolist()
         assert float(log_r) == pytest.approx(log_likelihood(reader.model, given, ending), abs=1e-3)
 

@@ -32,7 +32,8 @@ from difftilt.guidance.base import Guidance
 from difftilt.kernels import VectorKernel
 from difftilt.objectives.base import Objective
 from difftilt.populations import PopulationSampler
-from difftilt.rewards import CheckedReward, as_reward, finite_number, reward_bound
+from difftilt.ranges import finite_number
+from difftilt.rewards import CheckedReward, as_reward, reward_bound
 from difftilt.sampling import (
     Correction,
     Samples,

@@ -75,3 +75,15 @@ def check_choices(record: object, **choices: tuple[str, ...]) -> None:
         value = getattr(record, name)
         if value not in words:
             raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(words)}")
+
+
+def finite_number(what: str, value: Any, *, positive: bool = False) -> float:
+    """A value as a float, if it is a finite number (above 0).
+
+    Raises:
+        InputError: it is not; calls it ``what``.
+    """
+    is_number = isinstance(value, numbers.Real) and math.isfinite(value)
+    if not is_number or (positive and value <= 0.0):
+        raise InputError(f"{what} is {value!r}; give a finite number{' above 0' * positive}")
+    return float(value)

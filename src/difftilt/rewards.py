@@ -17,11 +17,10 @@ every reward enters the package: detached, (B,), float32 or wider, or one clear 
 
 import hashlib
 import math
-import numbers
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from difftilt import isolation_worker as worker
 from difftilt.errors import InputError, RewardError
+from difftilt.ranges import finite_number
 from difftilt.reward_contract import (
     CheckedReward,
     Condition,
@@ -324,15 +324,3 @@ class GaussianLikelihood:
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         standardised = (predicted - self.observation.to(predicted)) / self.std
         return self.bound - 0.5 * standardised.square().reshape(len(x_0), -1).sum(1)
-
-
-def finite_number(what: str, value: Any, *, positive: bool = False) -> float:
-    """A value as a float, if it is a finite number (above 0).
-
-    Raises:
-        InputError: it is not; calls it ``what``.
-    """
-    is_number = isinstance(value, numbers.Real) and math.isfinite(value)
-    if not is_number or (positive and value <= 0.0):
-        raise InputError(f"{what} is {value!r}; give a finite number{' above 0' * positive}")
-    return float(value)

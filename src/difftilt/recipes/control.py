@@ -9,7 +9,7 @@ environment's returns are reported and nothing is chosen by them.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch

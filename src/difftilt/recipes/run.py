@@ -230,7 +230,9 @@ def load_run(folder: Path, *, scored: bool = True) -> tuple[Recipe, Job]:
     recipe = from_config(RECIPES[name], config.get("config"))
     torch.manual_seed(recipe.training.seed)
     job = recipe.job()
-    compared = ("prior", "chain", "reward") if scored else ("prior", "chain")
+    # A prior without a fingerprint of its own is told by its chain, wherever it lies now.
+    own = () if job.target.prior.pipeline is None else ("prior",)
+    compared = (*own, "chain", "reward") if scored else (*own, "chain")
     there, here = identity_of(config), identity_of(_inputs(job))
     known = [name for name in compared if name in there]
     refuse_changed(folder, {k: there[k] for k in known}, {k: here[k] for k in known})
