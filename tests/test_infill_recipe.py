@@ -79,6 +79,17 @@ def test_the_table_has_a_row_for_each_method(monkeypatch, unchecked):
     assert {"rtb", "mean_field", "supervised"} <= set(text_methods())
 
 
+def test_populations_of_the_prior_spend_their_calls_on_reward():
+    prior, steering, svdd = TextBench(
+        "stories", ["prior", "fk_steering", "svdd"], [0], 1000, 2
+    ).rows()
+    for row in (steering, svdd):
+        assert row["among"] == 8 and row["residual"] is None
+        assert row["log_r"] > prior["log_r"] + 1
+        # 8 particles of 90 tokens; each is looked at once before it is moved.
+        assert 90 * 8 <= row["network_calls"] <= 2 * 90 * 8 + 10 * 8
+
+
 def test_the_best_of_equal_calls_spends_what_a_training_would():
     bench = TextBench("stories", ["best_of_equal_calls", "prior"], [0], 400, 2)
     best, prior = bench.rows()

@@ -152,9 +152,9 @@ class _Restarted:
             ) from None
 
     def score(self, x_0: Tensor | list[str], condition: Condition | None = None) -> Tensor:
-        name = self._launch.spec
-        texts = isinstance(x_0, list)
-        where = f"{len(x_0)} texts" if texts else f"a batch of shape {tuple(x_0.shape)}"
+        name, where = self._launch.spec, f"{len(x_0)} texts"
+        if isinstance(x_0, Tensor):
+            where = f"a batch of shape {tuple(x_0.shape)}"
         with self._lock:
             if self._is_closed:
                 raise RewardError(f"reward {name!r} is closed; make another with isolated(...)")

@@ -29,6 +29,8 @@ from difftilt.recipes.pairs import BY_STORY, story_means
 from difftilt.recipes.similarity import story_similarity
 from difftilt.recipes.text_sets import DataName
 from difftilt.sampling import Samples
+from difftilt.smc.methods import SVDD, FKSteering
+from difftilt.smc.population import Population
 from difftilt.tasks import text_metrics
 from difftilt.training.loop import train
 from difftilt.training.plan import BehaviourWeights, Training
@@ -67,7 +69,7 @@ class TextMethod:
         summary: one line.
         draw: ``ROUNDS`` samples of every held-out context, the contexts in turn, and the sampler
             where it is a chain.
-        among: how many draws each sample is the best of.
+        among: how many draws each sample is the best of, or particles it is one of.
     """
 
     summary: str
@@ -115,6 +117,19 @@ def _best_of(
         return Samples(drawn.x_0[chosen], drawn.log_r[chosen]), None
 
     return TextMethod(summary, draw, among)
+
+
+def _populated(summary: str, method: Population) -> TextMethod:
+    """One draw of each of as many systems of particles of the prior."""
+
+    def draw(task: TextTask) -> tuple[Samples, None]:
+        assert task.job.contexts is not None
+        count = ROUNDS * len(task.job.contexts)
+        condition = task.job.context_of(count)
+        assert condition is not None
+        return task.job.target.population(method).given(condition).draw(count, task.seed + 1), None
+
+    return TextMethod(summary, draw, lambda task: method.size)
 
 
 def equal_calls(task: TextTask) -> int:
@@ -177,6 +192,8 @@ def text_methods() -> dict[str, TextMethod]:
         "prompted_best_of_equal_calls": _best_of(
             "the best of as many of the prompted", _prompted, equal_calls
         ),
+        "fk_steering": _populated("FK steering, 8 particles of the prior", FKSteering(AMONG)),
+        "svdd": _populated("SVDD, one of 8 candidates per token, by value", SVDD(AMONG)),
         "rtb": TextMethod("RTB, log-variance form", _trained(lambda task, plan: plan)),
         "wake": TextMethod("weighted likelihood of own ends", _on_policy(Wake())),
         "reinforce": TextMethod("KL-regularised REINFORCE", _on_policy(Reinforce())),
