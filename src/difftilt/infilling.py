@@ -27,6 +27,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from difftilt.adapters.text.base import TextModel as PublishedModel
+from difftilt.adapters.text.export import export_text_model
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.errors import InputError
 from difftilt.forms import Form
@@ -246,13 +248,13 @@ class InfillingPosterior:
                 guidance or has heads beside the network, or the folder holds something else.
             CheckpointError: the folder cannot be written.
         """
-        kernel, write = self.posterior.chain.kernel, getattr(self.task.model, "export", None)
-        if write is None or kernel is None:
+        model, kernel = self.task.model, self.posterior.chain.kernel
+        if not isinstance(model, PublishedModel) or kernel is None:
             raise InputError(
                 "export writes a published model's folder, but this is no posterior of one; load "
                 "the prior with load_text_model (difftilt.load does) and fit"
             )
-        return write(kernel, folder)
+        return export_text_model(model, kernel, folder)
 
     def certify(
         self, n: int = 1024, contexts: Sequence[int] | None = None, **options: Any

@@ -15,6 +15,8 @@ from difftilt.errors import InputError
 from difftilt.posteriors import Prior
 from difftilt.schedules import Schedule
 
+STEPS = 50
+
 
 def load(
     source: Any,
@@ -53,88 +55,104 @@ def load(
         InputError: the source is of no known kind, something of it is missing, or an option is none
             of its kind.
     """
-    if _is_text_folder(source):
-        others = {"steps": steps, "eta": eta, "schedule": schedule, "event_shape": event_shape}
-        given = [name for name, value in others.items() if value is not None]
-        return _language_model(source, given, options)
-    steps, eta = 50 if steps is None else steps, 1.0 if eta is None else eta
-    if isinstance(source, str | Path) and (Path(source) / "policy.json").is_file():
-        from difftilt.adapters.policies import load_policy
-
-        policy = load_policy(source)
-        return Prior(policy.chain(steps), policy.decode, str(source))
-    if isinstance(source, str | Path) and (Path(source) / "point_cloud.json").is_file():
-        from difftilt.adapters.point_clouds import load_point_clouds
-
-        return Prior(load_point_clouds(source).chain(steps), source=str(source))
+    others = {"steps": steps, "eta": eta, "schedule": schedule, "event_shape": event_shape}
+    given = {name: value for name, value in others.items() if value is not None} | options
+    mark = mark_of(source)
+    if mark is not None:
+        return READERS[mark](source, given)
     if isinstance(source, nn.Module) and not hasattr(source, "scheduler"):
-        return _network(source, steps, schedule, event_shape, options)
-    return _pipeline(source, steps, eta, options)
+        return _network(source, given)
+    return _pipeline(source, given)
 
 
-def _is_text_folder(source: Any) -> bool:
-    """Whether it is a folder of one model, and not of a diffusers pipeline."""
+def mark_of(source: Any) -> str | None:
+    """The file by which a folder's kind is known; None for what is no folder of a known kind."""
     if not isinstance(source, str | Path):
-        return False
-    folder = Path(source)
-    return (folder / "config.json").is_file() and not (folder / "model_index.json").exists()
+        return None
+    folder = Path(source).expanduser()
+    return next((mark for mark in READERS if (folder / mark).is_file()), None)
 
 
-def _language_model(source: str | Path, given: list[str], options: dict[str, Any]) -> Any:
-    """A ``TextPrior``; ``given`` are the arguments that are for other sources."""
+def _taken(source: Any, kind: str, given: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """What was given, if the kind of the source takes all of it."""
+    for name in given:
+        if name not in known:
+            steps = "" if "steps" in known else ", and the steps are those of the order"
+            raise InputError(
+                f"{_name(source)} is {kind}, for which load has no option {name!r}; options are "
+                f"{', '.join(known)}{steps}"
+            )
+    return given
+
+
+def _name(source: Any) -> str:
+    return str(source) if isinstance(source, str | Path) else type(source).__name__
+
+
+def _policy(source: str | Path, given: dict[str, Any]) -> Prior:
+    from difftilt.adapters.policies import load_policy
+
+    taken = _taken(source, "a policy", given, ["steps"])
+    policy = load_policy(source)
+    return Prior(policy.chain(taken.get("steps", STEPS)), policy.decode, str(source))
+
+
+def _point_clouds(source: str | Path, given: dict[str, Any]) -> Prior:
+    from difftilt.adapters.point_clouds import load_point_clouds
+
+    taken = _taken(source, "a model of point clouds", given, ["steps"])
+    chain = load_point_clouds(source).chain(taken.get("steps", STEPS))
+    return Prior(chain, source=str(source))
+
+
+def _language_model(source: str | Path, given: dict[str, Any]) -> Any:
     from difftilt.adapters.text.base import load_text_model
     from difftilt.adapters.text.families import TextOptions
     from difftilt.text_priors import TextPrior
 
     known = ["tokenizer", "order", "temperature", *(f.name for f in fields(TextOptions))]
-    unknown = [*given, *sorted(set(options) - set(known))]
-    if unknown:
-        raise InputError(
-            f"{source} is a language model, for which load has no option {unknown[0]!r}; options "
-            f"are {', '.join(known)}, and the steps are those of the order"
-        )
-    prior = {name: options.pop(name) for name in ("order", "temperature") if name in options}
-    return TextPrior(load_text_model(source, **options), **prior)
+    taken = dict(_taken(source, "a language model", given, known))
+    prior = {name: taken.pop(name) for name in ("order", "temperature") if name in taken}
+    return TextPrior(load_text_model(source, **taken), **prior)
 
 
-def _network(
-    source: nn.Module,
-    steps: int,
-    schedule: Schedule | None,
-    event_shape: Sequence[int] | None,
-    options: dict[str, Any],
-) -> Prior:
+def _network(source: nn.Module, given: dict[str, Any]) -> Prior:
+    known = ["steps", "schedule", "event_shape", "prediction_type"]
+    taken = _taken(source, "a bare network", given, known)
+    schedule, event_shape = taken.get("schedule"), taken.get("event_shape")
     if schedule is None or event_shape is None:
         raise InputError(
             "a bare network needs schedule=... (e.g. difftilt.VariancePreserving()) and "
             "event_shape=... (the shape of one sample)"
         )
-    prediction_type = options.pop("prediction_type", "epsilon")
-    _refuse(options)
+    prediction_type = taken.get("prediction_type", "epsilon")
     denoiser = NetworkDenoiser(source.eval().requires_grad_(False), prediction_type)
-    diffusion = GaussianDiffusion(schedule.levels(steps))
+    diffusion = GaussianDiffusion(schedule.levels(taken.get("steps", STEPS)))
     like = next((p.detach().new_zeros(()) for p in source.parameters()), torch.zeros(()))
     return Prior(Chain(denoiser, diffusion, tuple(event_shape), like=like))
 
 
-def _pipeline(source: Any, steps: int, eta: float, options: dict[str, Any]) -> Any:
+def _pipeline(source: Any, given: dict[str, Any]) -> Any:
     from difftilt.adapters.diffusers import chain_from_pipeline, open_pipeline
-    from difftilt.adapters.text_to_image import family_of, text_to_image_model
+    from difftilt.adapters.text_to_image import PictureOptions, family_of, text_to_image_model
 
-    pipeline = open_pipeline(source)
-    name = str(source) if isinstance(source, str | Path) else type(source).__name__
-    if family_of(pipeline) is not None:
-        from difftilt.text_to_image import TextToImagePrior
+    pipeline, known = open_pipeline(source), ["steps", "eta"]
+    if family_of(pipeline) is None:
+        taken = _taken(source, "an unconditional pipeline", given, known)
+        record = chain_from_pipeline(pipeline, **{"steps": STEPS, **taken})
+        return Prior(record.chain, source=_name(source), pipeline=record)
+    from difftilt.text_to_image import TextToImagePrior
 
-        return TextToImagePrior(text_to_image_model(pipeline, steps, eta, **options), name)
-    _refuse(options)
-    record = chain_from_pipeline(pipeline, steps, eta=eta)
-    return Prior(record.chain, source=name, pipeline=record)
+    known += [f.name for f in fields(PictureOptions)]
+    taken = _taken(source, "a text-to-image pipeline", given, known)
+    return TextToImagePrior(
+        text_to_image_model(pipeline, **{"steps": STEPS, **taken}), _name(source)
+    )
 
 
-def _refuse(options: dict[str, Any]) -> None:
-    if options:
-        raise InputError(
-            f"load has no option {sorted(options)[0]!r} for this source; prediction_type is one of "
-            "bare networks, and guidance_scale and the like are those of text-to-image pipelines"
-        )
+READERS = {
+    "policy.json": _policy,
+    "point_cloud.json": _point_clouds,
+    "model_index.json": _pipeline,
+    "config.json": _language_model,
+}

@@ -12,7 +12,8 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
 )
 
-from difftilt.adapters.diffusers import PipelineChain, chain_from_pipeline, drift_unet
+from difftilt.adapters.diffusers import chain_from_pipeline, drift_unet
+from difftilt.adapters.export import PipelineChain
 from difftilt.adapters.lora import lora
 from difftilt.chains import Chain
 from difftilt.denoisers import NetworkDenoiser

@@ -17,8 +17,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from difftilt.adapters.diffusers import PipelineChain, chain_from_pipeline, drift_unet
-from difftilt.adapters.export import export_pipeline
+from difftilt.adapters.diffusers import chain_from_pipeline, drift_unet
+from difftilt.adapters.export import PipelineChain
 from difftilt.adapters.lora import lora
 from difftilt.chains import Chain, Kernel
 from difftilt.errors import CheckpointError, InputError
@@ -92,7 +92,7 @@ def test_plain_diffusers_draws_our_samples(
     pipeline = SimpleNamespace(unet=tiny_unet(), scheduler=scheduler)
     record = chain_from_pipeline(pipeline, steps=10, eta=0.7)
     kernel = moved(record.chain, form)
-    folder = export_pipeline(record, kernel, tmp_path / "posterior")
+    folder = record.export(kernel, tmp_path / "posterior")
     plain = DDIMPipeline.from_pretrained(folder)
     ours = drawn(record.chain.tilted(kernel))
     assert_same_states(ours, loop(plain.unet.eval(), plain.scheduler, eta=0.7))
@@ -120,7 +120,7 @@ def test_all_but_a_last_step_without_noise_are_the_same(
     pipeline = SimpleNamespace(unet=tiny_unet(), scheduler=scheduler)
     record = chain_from_pipeline(pipeline, steps=10)
     kernel = moved(record.chain, form)
-    plain = DDPMPipeline.from_pretrained(export_pipeline(record, kernel, tmp_path / "posterior"))
+    plain = DDPMPipeline.from_pretrained(record.export(kernel, tmp_path / "posterior"))
     assert type(plain.scheduler) is type(scheduler)
     assert settings_of(plain.scheduler) == settings_of(scheduler)
     ours = drawn(record.chain.tilted(kernel))
@@ -137,7 +137,7 @@ def test_all_but_a_last_step_without_noise_are_the_same(
 def test_the_live_network_is_not_touched(tmp_path: Path, record: PipelineChain):
     kernel = moved(record.chain, "all layers")
     prior, posterior = drawn(record.chain), drawn(record.chain.tilted(kernel))
-    export_pipeline(record, kernel, tmp_path / "posterior")
+    record.export(kernel, tmp_path / "posterior")
     assert torch.equal(drawn(record.chain), prior)
     assert torch.equal(drawn(record.chain.tilted(kernel)), posterior)
     assert fingerprint(record.unet) == record.fingerprint
@@ -146,7 +146,7 @@ def test_the_live_network_is_not_touched(tmp_path: Path, record: PipelineChain):
 def test_one_of_two_adapters_is_exported(tmp_path: Path, record: PipelineChain):
     moved(record.chain, "all layers")
     kernel = moved(record.chain, "attention")
-    folder = export_pipeline(record, kernel, tmp_path / "posterior")
+    folder = record.export(kernel, tmp_path / "posterior")
     plain = DDPMPipeline.from_pretrained(folder)
     theirs = loop(plain.unet.eval(), plain.scheduler)
     assert_same_states(drawn(record.chain.tilted(kernel))[:-1], theirs[:-1])
@@ -155,7 +155,7 @@ def test_one_of_two_adapters_is_exported(tmp_path: Path, record: PipelineChain):
 def test_a_full_copy_of_an_adapted_prior_is_a_plain_unet(tmp_path: Path, record: PipelineChain):
     moved(record.chain, "all layers")
     kernel = moved(record.chain, "full copy")
-    plain = DDPMPipeline.from_pretrained(export_pipeline(record, kernel, tmp_path / "posterior"))
+    plain = DDPMPipeline.from_pretrained(record.export(kernel, tmp_path / "posterior"))
     assert (
         plain.unet.state_dict().keys()
         == UNet2DModel.from_config(plain.unet.config).state_dict().keys()
@@ -168,23 +168,23 @@ def test_the_adapter_alone_loads_in_peft(tmp_path: Path, record: PipelineChain, 
     from peft import PeftModel
 
     kernel = moved(record.chain, "attention")
-    folder = export_pipeline(record, kernel, tmp_path / "posterior")
+    folder = record.export(kernel, tmp_path / "posterior")
     unet = PeftModel.from_pretrained(tiny_unet().eval(), str(folder / "lora"))
     theirs = loop(unet, DDPMScheduler())
     assert_same_states(drawn(record.chain.tilted(kernel))[:-1], theirs[:-1])
 
 
 def test_nothing_is_pickled(tmp_path: Path, record: PipelineChain):
-    folder = export_pipeline(record, moved(record.chain, "attention"), tmp_path / "posterior")
+    folder = record.export(moved(record.chain, "attention"), tmp_path / "posterior")
     files = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert files <= {".json", ".safetensors", ".md"}
 
 
 def test_an_older_pipeline_is_replaced_whole(tmp_path: Path, record: PipelineChain):
     folder = tmp_path / "posterior"
-    export_pipeline(record, moved(record.chain, "attention"), folder)
+    record.export(moved(record.chain, "attention"), folder)
     kernel = moved(record.chain, "full copy")
-    export_pipeline(record, kernel, folder)
+    record.export(kernel, folder)
     assert not (folder / "lora").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["posterior"]
 
@@ -192,16 +192,16 @@ def test_an_older_pipeline_is_replaced_whole(tmp_path: Path, record: PipelineCha
 def test_other_files_are_not_overwritten(tmp_path: Path, record: PipelineChain):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds files that are no diffusers pipeline"):
-        export_pipeline(record, full_copy(record.chain), tmp_path)
+        record.export(full_copy(record.chain), tmp_path)
     with pytest.raises(InputError, match="is a file"):
-        export_pipeline(record, full_copy(record.chain), tmp_path / "thesis.tex")
+        record.export(full_copy(record.chain), tmp_path / "thesis.tex")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_failed_export_leaves_the_older_one(
     tmp_path: Path, record: PipelineChain, monkeypatch: pytest.MonkeyPatch
 ):
-    folder = export_pipeline(record, full_copy(record.chain), tmp_path / "posterior")
+    folder = record.export(full_copy(record.chain), tmp_path / "posterior")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
     def full_disk(*_, **__):
@@ -209,7 +209,7 @@ def test_a_failed_export_leaves_the_older_one(
 
     monkeypatch.setattr("difftilt.adapters.export.save_file", full_disk)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        export_pipeline(record, moved(record.chain, "attention"), folder)
+        record.export(moved(record.chain, "attention"), folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in tmp_path.iterdir()] == ["posterior"]
 
@@ -226,12 +226,12 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path, record: PipelineChain, 
         with pytest.raises(
             InputError, match="cannot be exported; plain diffusers runs a full copy"
         ):
-            export_pipeline(record, kernel, tmp_path / "posterior")
+            record.export(kernel, tmp_path / "posterior")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_config_of_a_lora_names_its_layers(tmp_path: Path, record: PipelineChain):
-    folder = export_pipeline(record, moved(record.chain, "attention"), tmp_path / "posterior")
+    folder = record.export(moved(record.chain, "attention"), tmp_path / "posterior")
     config = json.loads((folder / "lora" / "adapter_config.json").read_text())
     assert config["r"] == 2 and config["lora_alpha"] == 2
     shutil.rmtree(folder / "lora")

@@ -84,6 +84,8 @@ def test_a_saved_model_is_loaded_and_is_a_prior(tmp_path):
     samples = prior.sample(3, seed=1)
     assert samples.shape == (3, 12, 3) and bool(samples.isfinite().all())
     assert prior.chain.density_steps == [2, 3, 4]
+    with pytest.raises(InputError, match=r"a model of point .* no option 'eta'; options"):
+        difftilt.load(folder, steps=4, eta=0.5)
 
 
 def test_broken_folders_are_named(tmp_path):

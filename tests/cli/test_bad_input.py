@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import difftilt
+from tiny_pipelines import tiny
 
 REWARDS = {
     "float": "return float(x_0.mean())",
@@ -88,6 +89,24 @@ def test_a_bench_without_a_budget(table, option, sentence, refused):
 
 def test_a_prior_or_reward_left_out(refused):
     assert "needs --prior" in refused("train", "custom")
+
+
+@pytest.mark.parametrize(
+    ("mark", "sentence"),
+    [
+        ("config.json", "is a language model; fill in text from Python"),
+        ("policy.json", "name it to difftilt train control --parts.policy"),
+    ],
+)
+def test_a_prior_of_another_recipe(mark, sentence, train, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / mark).write_text("{}")
+    assert sentence in train("--prior", tmp_path / "other")
+
+
+def test_a_prior_that_reads_prompts(train, tmp_path):
+    tiny("dit").save_pretrained(tmp_path / "other")
+    assert "reads prompts; train it with difftilt train sd" in train("--prior", tmp_path / "other")
 
 
 def test_a_scheduler_that_is_not_known(train, scheduler):

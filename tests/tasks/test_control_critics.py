@@ -16,12 +16,11 @@ from difftilt.tasks.control.critics import (
     fit_advantage,
     fit_in_support,
     fit_iql,
-    soft_value,
-    softmax_value,
 )
 from difftilt.tasks.control.data import OfflineData
 from difftilt.tasks.control.fitting import Fit, reward_scale
 from difftilt.tasks.control.temperature import beta_of_divergence, divergences
+from difftilt.tasks.soft_values import soft_value, softmax_value
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 DISCOUNT, BETA = 0.9, 3.0

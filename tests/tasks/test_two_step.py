@@ -5,11 +5,15 @@ import math
 import pytest
 import torch
 
-from difftilt.tasks.bandits import TwoStep, soft_value, softmax_value
-from difftilt.tasks.bandits.two_step import draw_actions, grid_of
+from difftilt.tasks.bandits import TwoStep
+from difftilt.tasks.bandits.two_step import REACH, draw_actions, grid_of, observed
+from difftilt.tasks.control.critics import CriticOptions, fit_in_support
+from difftilt.tasks.control.fitting import Fit
+from difftilt.tasks.soft_values import soft_value, softmax_value
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 PROCESS = TwoStep()
+FIT = Fit(500, 128, 1e-2, decays=True)
 STATES = torch.tensor([[0.4, -0.6], [-0.9, 0.2], [0.0, 1.0]])
 
 
@@ -89,7 +93,41 @@ def test_values_in_both_limits():
 
 
 def test_logged_episodes_are_the_processes_own(generator):
-    log = PROCESS.log(500, generator)
-    assert torch.equal(log.next_states, PROCESS.next_states(log.states, log.actions))
-    assert torch.equal(log.rewards, PROCESS.first.value(log.states, log.actions))
-    assert torch.equal(log.next_rewards, PROCESS.second.value(log.next_states, log.next_actions))
+    data = PROCESS.logged(500, generator)
+    states, actions = data.observations[:, :2], REACH * data.actions
+    first, second = slice(0, None, 2), slice(1, None, 2)
+    assert torch.equal(data.observations[:, 2], torch.tensor([0.0, 1.0]).repeat(500))
+    assert torch.equal(data.next_observations[first], data.observations[second])
+    following = PROCESS.next_states(states[first], actions[first])
+    assert torch.allclose(states[second], following, atol=1e-6)
+    for step, rows in ((PROCESS.first, first), (PROCESS.second, second)):
+        paid = step.value(states[rows], actions[rows])
+        assert torch.allclose(data.rewards[rows], paid, atol=1e-5)
+    assert torch.equal(data.terminations, torch.tensor([False, True]).repeat(500))
+
+
+def test_the_soft_critic_of_logged_data_gives_the_exact_policy(generator):
+    """In-support learning at β = 2 with K = 32: values, and the first step's optimal policy."""
+    beta, count = 2.0, 32
+    data = PROCESS.logged(3000, generator)
+    ahead = data.next_observations[:, :2].repeat_interleave(count, 0)
+    support = draw_actions(PROCESS.second.mixture, ahead, generator).view(-1, count, 1) / REACH
+    options = CriticOptions(PROCESS.discount, 0.03, 64, scale_rewards=False, fit=FIT)
+    critic = fit_in_support(data, support, options, beta, "soft")
+
+    states = PROCESS.first.states(32, generator)
+    x, log_mass = grid_of(PROCESS.first.mixture, states.double())
+    rows = states.repeat_interleave(len(x), 0)
+    actions = x.repeat(len(states))[:, None]
+    exact = PROCESS.first_action_value(rows, actions, beta).view(len(states), -1)
+    with torch.no_grad():
+        said = critic.q(observed(rows, 0), actions.float() / REACH).view(len(states), -1)
+        later = critic.v(observed(states, 1))
+    assert float((later - PROCESS.second_value(states, beta)).abs().mean()) < 0.05
+    error = (log_mass.exp() * (said - exact).abs()).sum(1)
+    assert float(error.mean()) < 0.08
+    policies = [(log_mass + beta * q).softmax(1) for q in (said, exact, torch.zeros_like(exact))]
+    learned, optimal, behaviour = policies
+    distance = 0.5 * (learned - optimal).abs().sum(1).mean()
+    assert float(distance) < 0.08
+    assert float(distance) < 0.4 * float(0.5 * (behaviour - optimal).abs().sum(1).mean())

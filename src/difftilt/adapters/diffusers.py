@@ -2,12 +2,10 @@
 
 A pipeline is a ``UNet2DModel`` and a scheduler. The UNet itself becomes the prior's network
 (frozen, in eval mode, not copied), the scheduler becomes the diffusion (``adapters.schedulers``).
-The record keeps what an export needs: both parts, and a fingerprint of the weights by which a
-checkpoint recognises its prior.
+The record (``adapters.export``) keeps what an export needs.
 """
 
 import copy
-from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -16,36 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.adapters.arithmetic import calculating
+from difftilt.adapters.export import PipelineChain
 from difftilt.adapters.folders import quiet
 from difftilt.adapters.schedulers import SchedulerDiffusion, diffusion_from_scheduler
-from difftilt.chains import Chain, Kernel
+from difftilt.chains import Chain
 from difftilt.errors import InputError, require
 from difftilt.fingerprints import fingerprint
 from difftilt.kernels import DriftKernel
 from difftilt.noise import seeded
-
-
-@dataclass(frozen=True)
-class PipelineChain:
-    """A pipeline's chain and its parts.
-
-    Arguments:
-        chain: the prior.
-        unet: its network, shared with the chain.
-        scheduler: a copy of the pipeline's scheduler.
-        fingerprint: ``fingerprint(unet)``.
-    """
-
-    chain: Chain
-    unet: nn.Module
-    scheduler: Any
-    fingerprint: str
-
-    def export(self, kernel: Kernel, folder: str | Path) -> Path:
-        """``adapters.export.export_pipeline``."""
-        from difftilt.adapters.export import export_pipeline
-
-        return export_pipeline(self, kernel, folder)
 
 
 def chain_from_pipeline(

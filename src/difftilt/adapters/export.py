@@ -14,53 +14,68 @@ are, to be run by their usual loop.
 
 import copy
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
 
-from difftilt.adapters.diffusers import PipelineChain
 from difftilt.adapters.folders import check_replaceable, write_whole
 from difftilt.adapters.lora import AdaptedDenoiser, plain_copy
-from difftilt.chains import Kernel
+from difftilt.chains import Chain, Kernel
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.errors import InputError, require
 from difftilt.kernels import DenoiserKernel
 
 
-def export_pipeline(record: PipelineChain, kernel: Kernel, folder: str | Path) -> Path:
-    """Write a posterior as a diffusers pipeline; adapters are also saved alone, in ``lora/``.
-
-    The folder appears whole or not at all; an older pipeline of that name is replaced.
+@dataclass(frozen=True)
+class PipelineChain:
+    """A pipeline's chain, its parts, and a fingerprint by which a checkpoint knows its prior.
 
     Arguments:
-        record: the prior's.
-        kernel: a full copy or adapters, without a learned variance; the law of ``x_N`` has to be
-            the prior's, too.
-        folder: where to.
-
-    Returns:
-        the folder.
-
-    Raises:
-        InputError: a kernel that is no UNet, or a folder that holds something else.
-        CheckpointError: the folder cannot be written.
-        MissingPackage: diffusers is not installed.
+        chain: the prior.
+        unet: its network, shared with the chain.
+        scheduler: a copy of the pipeline's scheduler.
+        fingerprint: SHA-256 of the UNet's weights.
     """
-    require("diffusers", "diffusers")
-    folder = Path(folder).expanduser()
-    check_replaceable(folder, "model_index.json", "diffusers pipeline")
-    unet, adapter = _posterior_unet(record, kernel)
-    pipeline = _pipeline(unet, record.scheduler)
 
-    def write(new: Path) -> None:
-        pipeline.save_pretrained(new, safe_serialization=True)
-        if adapter is not None:
-            _write_adapter(new / "lora", adapter)
+    chain: Chain
+    unet: nn.Module
+    scheduler: Any
+    fingerprint: str
 
-    write_whole(folder, write, "pipeline")
-    return folder
+    def export(self, kernel: Kernel, folder: str | Path) -> Path:
+        """Write a posterior as a diffusers pipeline; adapters are also saved alone, in ``lora/``.
+
+        The folder appears whole or not at all; an older pipeline of that name is replaced.
+
+        Arguments:
+            kernel: a full copy or adapters, without a learned variance; the law of ``x_N`` has to
+                be the prior's, too.
+            folder: where to.
+
+        Returns:
+            the folder.
+
+        Raises:
+            InputError: a kernel that is no UNet, or a folder that holds something else.
+            CheckpointError: the folder cannot be written.
+            MissingPackage: diffusers is not installed.
+        """
+        require("diffusers", "diffusers")
+        folder = Path(folder).expanduser()
+        check_replaceable(folder, "model_index.json", "diffusers pipeline")
+        unet, adapter = _posterior_unet(self, kernel)
+        pipeline = _pipeline(unet, self.scheduler)
+
+        def write(new: Path) -> None:
+            pipeline.save_pretrained(new, safe_serialization=True)
+            if adapter is not None:
+                _write_adapter(new / "lora", adapter)
+
+        write_whole(folder, write, "pipeline")
+        return folder
 
 
 def _posterior_unet(

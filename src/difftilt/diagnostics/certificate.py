@@ -21,13 +21,8 @@ from torch import Tensor
 
 from difftilt._ops import above
 from difftilt.diagnostics import evidence
-from difftilt.diagnostics.closeness import (
-    TotalVariation,
-    detection_limit,
-    reverse_check,
-    total_variation,
-)
-from difftilt.diagnostics.evidence import DefensiveEvidence
+from difftilt.diagnostics.closeness import detection_limit, reverse_check, total_variation
+from difftilt.diagnostics.findings import Findings
 from difftilt.diagnostics.intervals import Estimate, mean_estimate, normal_quantile
 from difftilt.diagnostics.layout import render
 from difftilt.diagnostics.tails import pareto_k, pareto_k_threshold
@@ -65,57 +60,20 @@ class Expense:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Findings):
     """How near a sampler is to the posterior. ``print`` it; ``to_dict`` for JSON.
 
     Attributes:
-        n: all paths; ``n_prior`` of them were drawn by the prior, the others by the sampler.
-        share: a, the prior's share.
-        confidence: of every interval and bound, each by itself.
-        beta: power of the reward.
-        log_bound: declared upper bound of log r, nats, before the power β; None if unknown.
-        elbo: ``E_q[log w]``.
-        eubo: ``E_π[log w]``, from all paths weighted by ω.
-        log_z: naive, from the sampler's paths alone.
-        defensive: from all paths; the log Z to quote.
-        ess: effective sample size of the sampler's weights, a fraction.
-        k_hat: Pareto k-hat of the sampler's weights; sound below ``k_threshold``.
-        total_variation: of the path laws.
-        reverse_missing: share of the weighted prior paths that the sampler makes 20 times too
-            rarely, or less often; None if no prior path has a positive reward.
-        unseen: ``1 - Z_naive / Z``, the share of Z which the prior paths see and the sampler's
-        do not. effective_prior: how many equally weighted prior paths the weighted ones are worth.
-        detection_limit: smallest posterior mass of a missed mode that would have been seen; None
-            without a bound.
         verdict: one sentence.
         trust: the sampler passed, and the draws suffice to say so.
         warnings: what else to know.
+
+    The others are those of ``Findings``.
     """
 
-    n: int
-    n_prior: int
-    share: float
-    confidence: float
-    beta: float
-    log_bound: float | None
-    elbo: Estimate
-    eubo: Estimate
-    log_z: Estimate
-    defensive: DefensiveEvidence
-    ess: float
-    k_hat: float
-    k_threshold: float
-    total_variation: TotalVariation
-    reverse_missing: Estimate | None
-    unseen: Estimate
-    effective_prior: float
-    detection_limit: float | None
-    network_calls: int | None
-    reward_calls: int | None
-    reward_noise: float | None
-    verdict: str = ""
-    trust: bool = False
-    warnings: tuple[str, ...] = ()
+    verdict: str
+    trust: bool
+    warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries for strict JSON; a number that is not finite becomes None."""
@@ -123,7 +81,7 @@ class Certificate:
 
     def __str__(self) -> str:
         """The certificate as a block of plain text."""
-        return render(self)
+        return render(self, self.verdict, self.warnings)
 
 
 def _plain(value: Any) -> Any:
@@ -215,7 +173,7 @@ def certify_weights(
     defensive = evidence.defensive_log_evidence(log_omega, share, log_m, confidence, of_prior)
     z, log_w = defensive.best.value, log_weights(q.log_ratio, q.log_r)
     reached, proven = p.log_r.max() > -math.inf, log_m is not None and not expense.reward_noise
-    draft = Certificate(
+    found = Findings(
         n=n,
         n_prior=n_prior,
         share=share,
@@ -238,5 +196,4 @@ def certify_weights(
         detection_limit=None if log_m is None else detection_limit(z, log_m, n_prior),
         **dataclasses.asdict(expense),
     )
-    verdict, trust, warnings = judge(draft)
-    return dataclasses.replace(draft, verdict=verdict, trust=trust, warnings=warnings)
+    return Certificate(**vars(found), **judge(found)._asdict())

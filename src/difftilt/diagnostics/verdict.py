@@ -15,12 +15,10 @@ which chance gives about once in 30,000 certificates, or an interval that lies a
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
+from difftilt.diagnostics.findings import Findings
 from difftilt.diagnostics.intervals import normal_quantile
-
-if TYPE_CHECKING:
-    from difftilt.diagnostics.certificate import Certificate
 
 ALARM_ERRORS = 4.0  # standard errors
 ALARM_MASS = 0.05  # of the posterior
@@ -54,144 +52,162 @@ def count_text(count: float) -> str:
     return f"{float(f'{count:.0e}'):,.0f}" if count < 1e7 else f"{count:.0e}"
 
 
-def _log_z_text(certificate: "Certificate") -> str:
-    return f"log Z {certificate.defensive.best}"
+def _log_z_text(found: Findings) -> str:
+    return f"log Z {found.defensive.best}"
 
 
-def _estimate_text(certificate: "Certificate") -> str:
-    return f"TV ≈ {certificate.total_variation.value:.2f}; {_log_z_text(certificate)}"
+def _estimate_text(found: Findings) -> str:
+    return f"TV ≈ {found.total_variation.value:.2f}; {_log_z_text(found)}"
 
 
-def _missing_share(certificate: "Certificate") -> float:
+def _missing_share(found: Findings) -> float:
     """Share that the reverse check finds missed, where its finding counts; else 0."""
-    missing = certificate.reverse_missing
-    if missing is None or certificate.effective_prior < FEW_PRIOR:
+    missing = found.reverse_missing
+    if missing is None or found.effective_prior < FEW_PRIOR:
         return 0.0
     sure = missing.value > max(ALARM_MASS, ALARM_ERRORS * missing.standard_error)
     return missing.value if sure or missing.low > ALARM_MASS else 0.0
 
 
-def _collapse(certificate: "Certificate") -> str | None:
+def _collapse(found: Findings) -> str | None:
     """What is wrong with the sampler, or None."""
-    missing, unseen = _missing_share(certificate), certificate.unseen
+    missing, unseen = _missing_share(found), found.unseen
     if missing:
         return f"the sampler misses what {percent(missing)} of weighted prior paths reach"
     if unseen.value > max(ALARM_MASS, ALARM_ERRORS * unseen.standard_error):
         return f"the sampler's own weights leave out {percent(unseen.value)} of the evidence Z"
-    if certificate.total_variation.value > FAR:
-        far = f"{certificate.total_variation.value:.2f}"
+    if found.total_variation.value > FAR:
+        far = f"{found.total_variation.value:.2f}"
         return f"the sampler is far from the posterior (TV ≈ {far}); correct its draws"
     return None
 
 
-def _slack(certificate: "Certificate") -> float:
+def _slack(found: Findings) -> float:
     """How near its estimate the upper end of the total variation has to come."""
-    return max(0.01, min(SLACK, FAR - certificate.total_variation.value))
+    return max(0.01, min(SLACK, FAR - found.total_variation.value))
 
 
-def paths_to_prove(certificate: "Certificate") -> float:
+def paths_to_prove(found: Findings) -> float:
     """About how many paths bring the bound within the slack of the total variation itself.
 
     The betting bound of Z lies ``(M / a Z) (ln(1 / error) + 2) / n`` above it where nothing is
     missed.
     """
-    assert certificate.log_bound is not None
-    log_m, error = certificate.beta * certificate.log_bound, (1 - certificate.confidence) / 2
-    excess = log_m - math.log(certificate.share) - certificate.defensive.best.value
-    return math.exp(min(excess, 600.0)) * (2 - math.log(error)) / _slack(certificate)
+    assert found.log_bound is not None
+    log_m, error = found.beta * found.log_bound, (1 - found.confidence) / 2
+    excess = log_m - math.log(found.share) - found.defensive.best.value
+    return math.exp(min(excess, 600.0)) * (2 - math.log(error)) / _slack(found)
 
 
-def paths_to_look(certificate: "Certificate") -> float:
+def paths_to_look(found: Findings) -> float:
     """About how many paths let the reverse check either ring or exclude that much is missed."""
-    missing, error = certificate.reverse_missing, (1 - certificate.confidence) / 2
+    missing, error = found.reverse_missing, (1 - found.confidence) / 2
     assert missing is not None
-    none_missed = math.log(error) / math.log(1 - MISSED + SLACK) / certificate.effective_prior
-    half = normal_quantile(certificate.confidence) * missing.standard_error
+    none_missed = math.log(error) / math.log(1 - MISSED + SLACK) / found.effective_prior
+    half = normal_quantile(found.confidence) * missing.standard_error
     room = max(MISSED - SLACK - missing.value, missing.value - ALARM_MASS)
-    return certificate.n * max(none_missed, (half / room) ** 2)
+    return found.n * max(none_missed, (half / room) ** 2)
 
 
-def _unlooked(certificate: "Certificate") -> str | None:
+def _unlooked(found: Findings) -> str | None:
     """Why the prior paths cannot show a missed mode, or None."""
-    missing, bound = certificate.reverse_missing, certificate.total_variation
-    only = f"only {certificate.effective_prior:.1f} effective prior paths reach the posterior"
+    missing, bound = found.reverse_missing, found.total_variation
+    only = f"only {found.effective_prior:.1f} effective prior paths reach the posterior"
     if missing is None:
         return f"{only} to look for missed modes"
     unsafe = bound.kind == "estimate" and missing.high > MISSED
-    if not unsafe and certificate.effective_prior >= FEW_PRIOR:
+    if not unsafe and found.effective_prior >= FEW_PRIOR:
         return None
-    wanted, most = count_text(paths_to_look(certificate)), percent(missing.high)
+    wanted, most = count_text(paths_to_look(found)), percent(missing.high)
     return f"{only}, so that {most} of it may be missed; about {wanted} paths would tell"
 
 
-def _too_few(certificate: "Certificate") -> str | None:
+def _too_few(found: Findings) -> str | None:
     """Why the draws cannot support a claim, or None."""
-    bound, defensive = certificate.total_variation, certificate.defensive
+    bound, defensive = found.total_variation, found.defensive
     if bound.kind == "bound" and bound.upper <= FAR:
         return None
-    if unlooked := _unlooked(certificate):
+    if unlooked := _unlooked(found):
         return unlooked
-    if defensive.ess * certificate.n < FEW:
-        return f"the weights are worth {defensive.ess * certificate.n:.0f} draws"
-    if defensive.k_hat > certificate.k_threshold and certificate.log_bound is None:
+    if defensive.ess * found.n < FEW:
+        return f"the weights are worth {defensive.ess * found.n:.0f} draws"
+    if defensive.k_hat > found.k_threshold and found.log_bound is None:
         return f"the defensive weights are heavy-tailed (k-hat {defensive.k_hat:.2f})"
     if bound.upper <= FAR:
         return None
     if bound.kind == "bound":
         at = f"TV ≤ {round_up(bound.upper)} at {confidence_text(bound.confidence)} proves little"
-        return f"{at}; about {count_text(paths_to_prove(certificate))} paths would do"
-    wanted = certificate.n * ((bound.upper - bound.value) / _slack(certificate)) ** 2
+        return f"{at}; about {count_text(paths_to_prove(found))} paths would do"
+    wanted = found.n * ((bound.upper - bound.value) / _slack(found)) ** 2
     return f"TV may be {round_up(bound.upper)}; about {count_text(wanted)} paths would do"
 
 
-def _cautions(certificate: "Certificate") -> list[str]:
+def _cautions(found: Findings) -> list[str]:
     """What limits the certificate without overturning it."""
     cautions = []
-    if certificate.k_hat > certificate.k_threshold:
+    if found.k_hat > found.k_threshold:
         cautions.append(
-            f"the sampler's own weights are heavy-tailed (k-hat {certificate.k_hat:.2f}, sound "
-            f"below {certificate.k_threshold:.2f}): quote the defensive log Z, not the naive one"
+            f"the sampler's own weights are heavy-tailed (k-hat {found.k_hat:.2f}, sound "
+            f"below {found.k_threshold:.2f}): quote the defensive log Z, not the naive one"
         )
-    unseen = certificate.unseen
+    unseen = found.unseen
     if abs(unseen.value) > ALARM_ERRORS * unseen.standard_error:
         cautions.append(f"naive and defensive Z differ by {percent(abs(unseen.value))} of Z")
-    if certificate.effective_prior < FEW:
+    if found.effective_prior < FEW:
         cautions.append(
-            f"the reverse check rests on {certificate.effective_prior:.1f} effective prior paths"
+            f"the reverse check rests on {found.effective_prior:.1f} effective prior paths"
         )
-    if certificate.reward_noise:
+    if found.reward_noise:
         cautions.append(
-            f"the reward is noisy (sd {certificate.reward_noise:.2g} nats): log Z may read up to "
-            f"{certificate.reward_noise**2 / 2:.2g} high, and the total variation is no bound"
+            f"the reward is noisy (sd {found.reward_noise:.2g} nats): log Z may read up to "
+            f"{found.reward_noise**2 / 2:.2g} high, and the total variation is no bound"
         )
-    return cautions + _bound_cautions(certificate)
+    return cautions + _bound_cautions(found)
 
 
-def _bound_cautions(certificate: "Certificate") -> list[str]:
-    if certificate.detection_limit is None:
+def _bound_cautions(found: Findings) -> list[str]:
+    if found.detection_limit is None:
         return [
             "r has no declared bound: intervals are asymptotic, a rare large reward may be unseen"
         ]
-    if certificate.detection_limit >= 1:
+    if found.detection_limit >= 1:
         return ["a missed mode could go unseen whatever its size: add prior paths"]
-    if certificate.detection_limit > ALARM_MASS:
-        limit = percent(certificate.detection_limit)
+    if found.detection_limit > ALARM_MASS:
+        limit = percent(found.detection_limit)
         return [
             f"a missed mode of less than {limit} of the posterior could go unseen: add prior paths"
         ]
     return []
 
 
-def judge(certificate: "Certificate") -> tuple[str, bool, tuple[str, ...]]:
+class Verdict(NamedTuple):
+    """What is said of a sampler.
+
+    Arguments:
+        verdict: one sentence.
+        trust: it passed, and the draws suffice to say so.
+        warnings: what else to know.
+    """
+
+    verdict: str
+    trust: bool
+    warnings: tuple[str, ...]
+
+
+def judge(found: Findings) -> Verdict:
     """Verdict in words, whether to trust the sampler, and warnings."""
-    cautions = tuple(_cautions(certificate))
-    collapse, too_few = _collapse(certificate), _too_few(certificate)
+    said, trust = _said(found)
+    return Verdict(said, trust, tuple(_cautions(found)))
+
+
+def _said(found: Findings) -> tuple[str, bool]:
+    collapse, too_few = _collapse(found), _too_few(found)
     if collapse:
-        return f"do not trust: {collapse}; {_log_z_text(certificate)}", False, cautions
+        return f"do not trust: {collapse}; {_log_z_text(found)}", False
     if too_few:
-        return f"draws too few: {too_few}; estimate: {_estimate_text(certificate)}", False, cautions
-    bound = certificate.total_variation
+        return f"draws too few: {too_few}; estimate: {_estimate_text(found)}", False
+    bound = found.total_variation
     if bound.kind == "estimate":
-        return f"estimate, not a bound: {_estimate_text(certificate)}", True, cautions
+        return f"estimate, not a bound: {_estimate_text(found)}", True
     at = confidence_text(bound.confidence)
-    return f"TV ≤ {round_up(bound.upper)} at {at}; {_log_z_text(certificate)}", True, cautions
+    return f"TV ≤ {round_up(bound.upper)} at {at}; {_log_z_text(found)}", True

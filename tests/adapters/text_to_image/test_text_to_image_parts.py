@@ -231,7 +231,7 @@ def test_a_missing_part_is_said(name: str, part: str):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"guidance": 3.0}, "has no option 'guidance'; options are guidance_scale"),
+        ({"guidance": 3.0}, "no option 'guidance'; options are steps, eta, guidance_scale"),
         ({"height": 15}, "15 pixels are no multiple of 2, as the StableDiffusionPipeline needs"),
         ({"decode_batch": 0}, "decode_batch=0 must be at least 1"),
     ],
@@ -287,7 +287,7 @@ def test_no_bound_prompt_and_no_reward_are_said():
 
 
 def test_guidance_is_an_option_of_text_to_image_alone(tiny_pipeline):
-    with pytest.raises(InputError, match="load has no option 'guidance_scale' for this source"):
+    with pytest.raises(InputError, match="no option 'guidance_scale'; options are steps, eta"):
         dt.load(tiny_pipeline, guidance_scale=3.0)
 
 

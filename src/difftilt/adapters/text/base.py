@@ -24,7 +24,6 @@ from difftilt.adapters.text.families import (
     network_of_model,
 )
 from difftilt.adapters.text.files import config_of, folder_of
-from difftilt.chains import Kernel
 from difftilt.errors import InputError, require
 from difftilt.fingerprints import fingerprint
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
@@ -85,12 +84,6 @@ class TextModel:
             temperature: of its logits; a part of the prior's definition.
         """
         return TokenDenoiser(self.network, self.banned, temperature).requires_grad_(False)
-
-    def export(self, kernel: Kernel, folder: str | Path) -> Path:
-        """``adapters.text.export.export_text_model``."""
-        from difftilt.adapters.text.export import export_text_model
-
-        return export_text_model(self, kernel, folder)
 
 
 def load_text_model(source: Any, tokenizer: Any = None, **options: Any) -> TextModel:

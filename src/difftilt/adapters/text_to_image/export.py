@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from difftilt.adapters.folders import check_replaceable, write_whole
 from difftilt.adapters.lora import AdaptedDenoiser, plain_copy
-from difftilt.adapters.text_to_image.loading import TextToImageModel, network_of
 from difftilt.adapters.text_to_image.plain import levels, plain_scheduler, readme
+from difftilt.adapters.text_to_image.record import PictureChain, network_of
 from difftilt.chains import Kernel
 from difftilt.errors import InputError
 from difftilt.kernels import DenoiserKernel
@@ -23,7 +23,7 @@ from difftilt.kernels import DenoiserKernel
 SETTINGS = "difftilt.json"
 
 
-def export_text_to_image(model: TextToImageModel, kernel: Kernel, folder: str | Path) -> Path:
+def export_text_to_image(model: PictureChain, kernel: Kernel, folder: str | Path) -> Path:
     """Write a posterior for plain diffusers; an older one of that name is replaced.
 
     Arguments:
@@ -57,9 +57,7 @@ def export_text_to_image(model: TextToImageModel, kernel: Kernel, folder: str | 
     return folder
 
 
-def _parts(
-    model: TextToImageModel, kernel: Kernel
-) -> tuple[AdaptedDenoiser | None, nn.Module | None]:
+def _parts(model: PictureChain, kernel: Kernel) -> tuple[AdaptedDenoiser | None, nn.Module | None]:
     """The adapters, if it is them, and the network that carries them or is the copy."""
     if isinstance(kernel, DenoiserKernel) and kernel.log_scale is None:
         denoiser = kernel.denoiser
@@ -73,14 +71,14 @@ def _parts(
     )
 
 
-def _write_adapter(model: TextToImageModel, adapted: AdaptedDenoiser, new: Path) -> None:
+def _write_adapter(model: PictureChain, adapted: AdaptedDenoiser, new: Path) -> None:
     pipeline, network = model.family.pipeline, model.family.network_name
     layers = {f"{network}_lora_layers": adapter_weights(model, adapted)}
     type(pipeline).save_lora_weights(new, **layers)
     plain_scheduler(model).save_pretrained(new / "scheduler")
 
 
-def adapter_weights(model: TextToImageModel, adapted: AdaptedDenoiser) -> dict[str, Tensor]:
+def adapter_weights(model: PictureChain, adapted: AdaptedDenoiser) -> dict[str, Tensor]:
     """Adapters by their names in the network, scaled so that their alpha is their rank."""
     prefix, weights = _prefix(model), {}
     for name, layer in adapted.layers.items():
@@ -92,14 +90,14 @@ def adapter_weights(model: TextToImageModel, adapted: AdaptedDenoiser) -> dict[s
     return weights
 
 
-def _prefix(model: TextToImageModel) -> str:
+def _prefix(model: PictureChain) -> str:
     """Where the network is in the prior's denoiser."""
     network = model.family.network
     names = [name for name, m in model.chain.denoiser.named_modules() if m is network]
     return f"{names[0]}."
 
 
-def _with_network(model: TextToImageModel, network: nn.Module) -> Any:
+def _with_network(model: PictureChain, network: nn.Module) -> Any:
     """The same pipeline with another network and the chain's scheduler."""
     pipeline = model.family.pipeline
     kind = type(pipeline)
@@ -115,7 +113,7 @@ def _with_network(model: TextToImageModel, network: nn.Module) -> Any:
     return made
 
 
-def _write_settings(model: TextToImageModel, new: Path, whole: bool) -> None:
+def _write_settings(model: PictureChain, new: Path, whole: bool) -> None:
     family = model.family
     height, width = family.size
     settings = {

@@ -20,8 +20,10 @@ from torch import nn
 from difftilt.adapters.arithmetic import held_in
 from difftilt.adapters.schedulers import diffusion_from_scheduler
 from difftilt.adapters.text_to_image.base import Family, PictureOptions
+from difftilt.adapters.text_to_image.export import export_text_to_image
 from difftilt.adapters.text_to_image.flow import Flux, StableDiffusion3
 from difftilt.adapters.text_to_image.prompts import NULL_ROW, PromptedDenoiser, PromptTable
+from difftilt.adapters.text_to_image.record import PictureChain
 from difftilt.adapters.text_to_image.stable_diffusion import StableDiffusion, StableDiffusionXL
 from difftilt.adapters.text_to_image.transformers import DiT, PixArt
 from difftilt.chains import Chain, Kernel
@@ -42,29 +44,11 @@ PREDICTORS = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae", "unet",
 
 
 @dataclass(frozen=True)
-class TextToImageModel:
-    """A text-to-image pipeline's chain and its parts.
-
-    Arguments:
-        family: reads prompts, decodes latents; holds the pipeline.
-        chain: the prior of latents; its condition is a row of the table, (B,).
-        table: of prompts.
-        scheduler: what the chain runs.
-        eta: stochasticity of DDIM and flow matching.
-        fingerprint: SHA-256 of the network's weights.
-    """
-
-    family: Family
-    chain: Chain
-    table: PromptTable
-    scheduler: Any
-    eta: float
-    fingerprint: str
+class TextToImageModel(PictureChain):
+    """A pipeline's chain, and the way back for its posteriors."""
 
     def export(self, kernel: Kernel, folder: str | Path) -> Path:
         """``adapters.text_to_image.export.export_text_to_image``."""
-        from difftilt.adapters.text_to_image.export import export_text_to_image
-
         return export_text_to_image(self, kernel, folder)
 
 
@@ -164,9 +148,3 @@ def _freeze(pipeline: Any) -> None:
         part = getattr(pipeline, name, None)
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
-
-
-def network_of(denoiser: Denoiser) -> nn.Module | None:
-    """The network of a prior's denoiser, or of a full copy of it; None of another."""
-    inner = denoiser.denoiser if isinstance(denoiser, ClassifierFreeGuidance) else denoiser
-    return inner.network if isinstance(inner, PromptedDenoiser) else None

@@ -15,18 +15,18 @@ Source: Lu et al. 2022, eq. 18 (arXiv 2211.01095).
 
 from typing import Any
 
-from difftilt.adapters.text_to_image.loading import TextToImageModel
+from difftilt.adapters.text_to_image.record import PictureChain
 from difftilt.adapters.text_to_image.transformers import DiT
 
 
-def integrates(model: TextToImageModel) -> bool:
+def integrates(model: PictureChain) -> bool:
     """Whether the pipeline's own scheduler steps along the ODE of flow matching."""
     scheduler = model.scheduler
     is_flow = type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
     return is_flow and not scheduler.config.stochastic_sampling
 
 
-def plain_scheduler(model: TextToImageModel) -> Any:
+def plain_scheduler(model: PictureChain) -> Any:
     """The scheduler that takes the chain's steps in plain diffusers; the own one if none does."""
     if not integrates(model) or model.eta != 1:
         return model.scheduler
@@ -41,12 +41,12 @@ def plain_scheduler(model: TextToImageModel) -> Any:
     )
 
 
-def levels(model: TextToImageModel) -> list[float]:
+def levels(model: PictureChain) -> list[float]:
     """The noise scales N ... 0 of the chain, as its scheduler tells them."""
     return model.chain.gaussian.levels.sigma.flip(0).tolist()
 
 
-def readme(model: TextToImageModel, settings: dict[str, Any], whole: bool) -> str:
+def readme(model: PictureChain, settings: dict[str, Any], whole: bool) -> str:
     """What to do with an exported folder, and what plain diffusers draws with it.
 
     Arguments:
@@ -69,7 +69,7 @@ def readme(model: TextToImageModel, settings: dict[str, Any], whole: bool) -> st
     return "\n\n".join(said) + "\n"
 
 
-def _other_law(model: TextToImageModel, whole: bool) -> str | None:
+def _other_law(model: PictureChain, whole: bool) -> str | None:
     """How the law that plain diffusers draws from differs from the posterior's; None: not."""
     own = type(model.family.pipeline).__name__
     acting = f"These weights load and act in plain diffusers, but its {own}"
@@ -88,11 +88,11 @@ def _other_law(model: TextToImageModel, whole: bool) -> str | None:
     return None
 
 
-def _takes_eta(model: TextToImageModel) -> bool:
+def _takes_eta(model: PictureChain) -> bool:
     return type(model.scheduler).__name__ == "DDIMScheduler"
 
 
-def _code(model: TextToImageModel, settings: dict[str, Any], whole: bool) -> list[str]:
+def _code(model: PictureChain, settings: dict[str, Any], whole: bool) -> list[str]:
     own = settings["pipeline"]
     if whole:
         lines = [
@@ -112,7 +112,7 @@ def _code(model: TextToImageModel, settings: dict[str, Any], whole: bool) -> lis
     return [*lines, f"pictures = pipeline({model.family.subject}, {', '.join(shown)}).images"]
 
 
-def _with_adapters(model: TextToImageModel, own: str) -> list[str]:
+def _with_adapters(model: PictureChain, own: str) -> list[str]:
     scheduler = type(plain_scheduler(model)).__name__
     other_levels = plain_scheduler(model) is not model.scheduler
     first = ["import json", "", "import torch"] if other_levels else []

@@ -4,7 +4,7 @@ from difftilt.tasks.bandits.line import LineLaw, line_law
 from difftilt.tasks.bandits.mixtures import ContextualDenoiser, ContextualMixture
 from difftilt.tasks.bandits.problems import LARGEST_BETA, Bandit
 from difftilt.tasks.bandits.truth import BestOf, Distances, Policy, distances, optimal
-from difftilt.tasks.bandits.two_step import TwoStep, soft_value, softmax_value
+from difftilt.tasks.bandits.two_step import TwoStep
 
 __all__ = [
     "LARGEST_BETA",
@@ -19,6 +19,4 @@ __all__ = [
     "distances",
     "line_law",
     "optimal",
-    "soft_value",
-    "softmax_value",
 ]

@@ -9,7 +9,7 @@ With the KL to the behaviour μ priced at α = 1/β, values are soft and backups
     V_1(s) = α log E_μ1[exp(Q_1 / α)],  π_i(a | s) = μ_i(a | s) exp((Q_i - V_i) / α).
 
 The first step is the bandit "line_rare", the second "line_goal". μ is the mixture itself, of which
-logged data are draws (``log``); expectations are quadratures on a grid, and V_2 is a closed form
+logged data are draws (``logged``); expectations are quadratures on a grid, and V_2 is a closed form
 too. So whatever learns values from data can be held against them.
 """
 
@@ -22,59 +22,19 @@ from torch import Tensor
 
 from difftilt.tasks.bandits.mixtures import Actions, ContextualMixture, States
 from difftilt.tasks.bandits.problems import PULL, Bandit
+from difftilt.tasks.control.data import OfflineData
+from difftilt.tasks.soft_values import soft_value
 
 SPACING, REACH = 0.02, 4.0
 
 
-def soft_value(
-    values: Float[Tensor, "B K"],
-    beta: float,
-    log_weights: Float[Tensor, "B K"] | None = None,
-) -> Float[Tensor, " B"]:
-    """``log E[exp(β Q)] / β`` over K actions of each state: the soft state value.
-
-    With actions of a quadrature and their masses it is exact. With K draws of the behaviour it is
-    too small on average, by ``Var(exp β Q) / (2 K β E[exp β Q]²)`` for large K.
-
-    Arguments:
-        values: Q(s, a_k), nats times α.
-        beta: β > 0.
-        log_weights: log-masses of the actions; None for K draws of equal weight.
-    """
-    weights = torch.zeros_like(values) if log_weights is None else log_weights
-    return (beta * values + weights.log_softmax(1)).logsumexp(1) / beta
+def observed(states: States, step: int) -> Float[Tensor, "B O"]:
+    """What logged data say of a state: its numbers, and which step it is."""
+    return torch.cat([states, torch.full_like(states[:, :1], step)], 1)
 
 
-def softmax_value(
-    values: Float[Tensor, "B K"],
-    beta: float,
-    log_weights: Float[Tensor, "B K"] | None = None,
-) -> Float[Tensor, " B"]:
-    """``Σ_k softmax(β Q)_k Q_k``: the mean of Q under the optimal policy (QGPO's backup).
-
-    It exceeds ``soft_value`` by ``KL(π ‖ μ) / β``.
-
-    Source: Lu et al. 2023, section 4 (arXiv 2304.12824).
-    """
-    weights = torch.zeros_like(values) if log_weights is None else log_weights
-    return ((beta * values + weights.log_softmax(1)).softmax(1) * values).sum(1)
-
-
-@dataclass(frozen=True)
-class Log:
-    """Logged episodes of the behaviour, (n, ...) each.
-
-    Arguments:
-        states, actions, rewards: of the first step.
-        next_states, next_actions, next_rewards: of the second, after which the episode ends.
-    """
-
-    states: Float[Tensor, "n S"]
-    actions: Float[Tensor, "n 1"]
-    rewards: Float[Tensor, " n"]
-    next_states: Float[Tensor, "n S"]
-    next_actions: Float[Tensor, "n 1"]
-    next_rewards: Float[Tensor, " n"]
+def _in_turn(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([first, second], 1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -95,19 +55,27 @@ class TwoStep:
         """``s_2``."""
         return torch.cat([actions.tanh(), states[:, 1:]], 1)
 
-    def log(self, n: int, generator: torch.Generator) -> Log:
-        """``n`` episodes of the behaviour."""
+    def logged(self, n: int, generator: torch.Generator) -> OfflineData:
+        """``n`` episodes of the behaviour, step after step.
+
+        An observation is the state and the number of the step, 0 or 1; an action is divided by
+        ``REACH``, so that it lies in [-1, 1].
+        """
         states = self.first.states(n, generator)
         actions = draw_actions(self.first.mixture, states, generator)
         after = self.next_states(states, actions)
         last = draw_actions(self.second.mixture, after, generator)
-        return Log(
-            states,
-            actions,
-            self.first.value(states, actions),
-            after,
-            last,
-            self.second.value(after, last),
+        first, second = observed(states, 0), observed(after, 1)
+        paid = self.first.value(states, actions), self.second.value(after, last)
+        over = torch.tensor([False, True]).repeat(n)
+        return OfflineData(
+            "a process of two steps",
+            _in_turn(first, second),
+            _in_turn(actions, last) / REACH,
+            _in_turn(*paid),
+            _in_turn(second, second),
+            over,
+            torch.zeros_like(over),
         )
 
     def second_value(self, states: States, beta: float) -> Float[Tensor, " B"]:

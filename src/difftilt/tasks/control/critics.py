@@ -27,7 +27,6 @@ al. 2023, HIQL, eq. 4 (arXiv 2307.11949).
 
 import copy
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,6 +38,7 @@ from torch import Tensor, nn
 from difftilt.errors import InputError
 from difftilt.tasks.control.data import OfflineData
 from difftilt.tasks.control.fitting import Fit, minimised, reward_scale
+from difftilt.tasks.soft_values import soft_value, softmax_value
 
 Backup = Literal["softmax", "soft"]
 
@@ -175,16 +175,6 @@ class CriticOptions:
 def expectile_loss(gap: Float[Tensor, " B"], expectile: float) -> Float[Tensor, ""]:
     """``mean |τ - 1(gap < 0)| gap²``: least where V is the τ-expectile of ``V + gap``."""
     return (torch.where(gap < 0, 1 - expectile, expectile) * gap**2).mean()
-
-
-def softmax_value(q: Float[Tensor, "B K"], beta: float) -> Float[Tensor, " B"]:
-    """``Σ_k softmax(β q)_k q_k``: the mean of q under the tilted behaviour."""
-    return (torch.softmax(beta * q, 1) * q).sum(1)
-
-
-def soft_value(q: Float[Tensor, "B K"], beta: float) -> Float[Tensor, " B"]:
-    """``1/β log mean_k exp(β q_k)``: the value of control at a price of 1/β per nat."""
-    return (torch.logsumexp(beta * q, 1) - math.log(q.shape[1])) / beta
 
 
 BACKUPS = {"softmax": softmax_value, "soft": soft_value}
