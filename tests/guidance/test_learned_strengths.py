@@ -40,18 +40,15 @@ def test_balance_finds_strengths_that_guidance_alone_has_to_guess():
     fitted = problem.fit(
         dt.RTB("batch"),
         form=dt.LearnedGuidance(along=dt.DPS()),
-        steps=150,
+        steps=100,
         batch=128,
         warm_start=0.0,
         behaviour=dt.BehaviourWeights(on_policy=1.0, pool=0.0),
         optimisation=dt.Optimisation(learning_rate=0.1, ema=0.0),
         alarm=dt.Alarm(0.0),
     )
-    learned = fitted.certify(4000, seed=1).ess
-    published = problem.guided(dt.DPS()).certify(4000, seed=1).ess
-    prior = dt.Posterior(problem, problem.prior.chain).certify(4000, seed=1).ess
-    print(learned, published, prior)
-    assert learned > 0.8
+    learned, guessed = (one.certify(1000, seed=1).ess for one in (fitted, problem.guided(dt.DPS())))
+    assert learned > max(0.8, guessed)
 
 
 class Pushed(Kernel):

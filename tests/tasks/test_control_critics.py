@@ -25,7 +25,7 @@ from difftilt.tasks.soft_values import soft_value, softmax_value
 pytestmark = pytest.mark.usefixtures("unchecked")
 DISCOUNT, BETA = 0.9, 3.0
 OPTIONS = CriticOptions(
-    DISCOUNT, 0.03, 32, scale_rewards=False, fit=Fit(700, 128, 6e-3, decays=True)
+    DISCOUNT, 0.03, 32, scale_rewards=False, fit=Fit(450, 128, 8e-3, decays=True)
 )
 FIRST, SECOND = torch.tensor([[0.0]]), torch.tensor([[1.0]])
 
