@@ -124,6 +124,13 @@ def test_a_cut_episode_goes_on_and_a_finished_one_does_not(
     assert float(critic.q(FIRST, FIRST)[0]) == pytest.approx(exact, abs=0.05)
 
 
+def test_the_discount_looks_as_far_as_the_longest_episode():
+    assert CriticOptions().discount_of(DATA) == 1 - 1 / 2
+    assert CriticOptions(discount=0.3).discount_of(DATA) == 0.3
+    long = replace(DATA, terminations=torch.zeros_like(DATA.terminations))
+    assert CriticOptions().discount_of(long) == pytest.approx(0.999)
+
+
 def test_values_of_a_set_are_ordered(generator):
     """mean <= soft value <= tilted mean <= largest, and the ends in β are mean and largest."""
     q = torch.randn(50, 16, generator=generator, dtype=torch.float64)

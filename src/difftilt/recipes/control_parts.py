@@ -78,7 +78,7 @@ class Parts:
         critic: "advantage" (of steps without chance), "iql", or "in_support" (QGPO's softmax over
             support actions).
         critic_options: how it learns.
-        expectile: of V, but in the support.
+        expectile: of V, but in the support; .5 is the behaviour's own value.
         backup_beta: β of the in-support backup, per unit of scaled reward.
         nats: mean divergence from the behaviour that β is chosen by.
         beta: β itself, per unit of the critic; None: by ``nats``.
@@ -98,7 +98,7 @@ class Parts:
     policy: str | None = None
     critic: Literal["advantage", "iql", "in_support"] = "advantage"
     critic_options: CriticOptions = field(default_factory=CriticOptions)
-    expectile: float = 0.7
+    expectile: float = 0.5
     backup_beta: float = 1.0
     nats: float = 1.0
     beta: float | None = None

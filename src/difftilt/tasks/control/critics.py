@@ -41,6 +41,8 @@ from difftilt.tasks.control.fitting import Fit, minimised, reward_scale
 from difftilt.tasks.soft_values import soft_value, softmax_value
 
 Backup = Literal["softmax", "soft"]
+LONGEST = 1000
+"""Steps that a discount looks ahead at most."""
 
 
 class Standardised(nn.Module):
@@ -146,7 +148,8 @@ class CriticOptions:
     """How a critic learns.
 
     Arguments:
-        discount: γ, in [0, 1).
+        discount: γ, in [0, 1); None: ``1 - 1/L``, L the longest episode's steps but at most 1000,
+            because policies are judged by undiscounted returns.
         average: share of the present weights in the slow ones, per update, in (0, 1].
         width: of the networks' two hidden layers.
         scale_rewards: by ``reward_scale``; False: as they are.
@@ -156,8 +159,8 @@ class CriticOptions:
         InputError: a number out of range.
     """
 
-    discount: float = 0.99
-    average: float = 0.02
+    discount: float | None = None
+    average: float = 0.2
     width: int = 256
     scale_rewards: bool = True
     fit: Fit = field(default_factory=lambda: Fit(learning_rate=1e-3, decays=True))
@@ -165,11 +168,17 @@ class CriticOptions:
     def __post_init__(self) -> None:
         if self.width < 1:
             raise InputError(f"a critic needs width >= 1, got {self.width}")
-        if not 0 <= self.discount < 1 or not 0 < self.average <= 1:
+        if not 0 <= (self.discount or 0) < 1 or not 0 < self.average <= 1:
             raise InputError(
                 f"a critic needs discount in [0, 1) and average in (0, 1], got {self.discount} "
                 f"and {self.average}"
             )
+
+    def discount_of(self, data: OfflineData) -> float:
+        """γ on a data set."""
+        if self.discount is not None:
+            return self.discount
+        return 1 - 1 / min(int(data.lengths.max()), LONGEST)
 
 
 def expectile_loss(gap: Float[Tensor, " B"], expectile: float) -> Float[Tensor, ""]:
@@ -206,7 +215,7 @@ def fit_iql(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -
     return learner.run(loss)
 
 
-def fit_advantage(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -> Critic:
+def fit_advantage(data: OfflineData, options: CriticOptions, expectile: float = 0.5) -> Critic:
     """V is an expectile of what follows logged actions, and Q - V is learned by itself.
 
     For steps that follow from state and action alone, as MuJoCo's do: where chance has a part, V
@@ -292,6 +301,7 @@ class _Learner:
     def __init__(self, data: OfflineData, options: CriticOptions, relative: bool = False) -> None:
         self.data, self.options = data, options
         scale = reward_scale(data) if options.scale_rewards else 1.0
+        self.discount = options.discount_of(data)
         width = options.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.fit.seed)
@@ -310,7 +320,7 @@ class _Learner:
         data = self.data
         goes_on = (~data.terminations[rows]).to(following)
         rewards = self.quick.reward_scale * data.rewards[rows]
-        return rewards + self.options.discount * goes_on * following
+        return rewards + self.discount * goes_on * following
 
     def bellman(self, rows: Int[Tensor, " B"], following: Float[Tensor, " B"]) -> Tensor:
         """Both networks' squared error against ``wanted``."""
