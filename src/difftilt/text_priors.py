@@ -22,7 +22,7 @@ from difftilt.rewards import as_reward
 from difftilt.text.blocks import check_sight, order_of
 from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, TextModel, codec_of
-from difftilt.text.layouts import Lengths, SuffixUse, check_choices
+from difftilt.text.layouts import Lengths, SuffixUse, check_words
 from difftilt.text.rewards import WellFormed, bound_to
 from difftilt.text.templates import parsed
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
@@ -93,7 +93,7 @@ class TextPrior:
         """
         codec = codec_of(self.model)
         if isinstance(template, Tensor):
-            check_choices(lengths, suffix)
+            check_words(lengths, suffix)
             canvases = given_canvases(template, codec)
         else:
             texts = [template] if isinstance(template, str) else template

@@ -29,7 +29,7 @@ from difftilt.text.layouts import (
     Lengths,
     Passage,
     SuffixUse,
-    check_choices,
+    check_words,
     laid_out,
     read_back,
 )
@@ -151,7 +151,7 @@ def canvases_of(
         InputError: no template, an unknown choice of lengths or suffix, a suffix that is asked for
             and absent, a canvas longer than the model's context, or too many choices of lengths.
     """
-    check_choices(lengths, suffix)
+    check_words(lengths, suffix)
     if not templates:
         raise InputError("there is no template to fill; give at least one")
     layouts: list[Layout] = []

@@ -104,7 +104,7 @@ class Layout:
         return True
 
 
-def check_choices(lengths: Lengths, suffix: SuffixUse | None) -> None:
+def check_words(lengths: Lengths, suffix: SuffixUse | None) -> None:
     """Refuse words that name nothing: a typo would stand for another target.
 
     Raises:
