@@ -25,6 +25,7 @@ from difftilt.replay.behaviour import (
 )
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.token_denoisers import TokenDenoiser
+from difftilt.training.muon import Muon
 from difftilt.training.partitions import LogPartition, partition_of
 from difftilt.training.plan import Optimisation, Training
 from difftilt.training.watch import Watch
@@ -110,7 +111,7 @@ def optimisers(
         groups.append({"params": heads, "lr": plan.head_learning_rate})
     made: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, fused=True)]
     if hidden:
-        made.append(torch.optim.Muon(hidden, lr=plan.hidden_learning_rate, weight_decay=0.0))
+        made.append(Muon(hidden, lr=plan.hidden_learning_rate, weight_decay=0.0))
     for optimiser in made:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
