@@ -89,5 +89,7 @@ def drawn_q(setting: ControlSetting, chain: Chain) -> Tensor:
 def plan_of(name: str) -> Training:
     """A training of a second."""
     plan = control_plan(60, seed=3)
-    fast = replace(plan.optimisation, learning_rate=4e-3, ema=0.9, decay_from=0.3)
+    # The score's gradient is noisier than the others: at 4e-3 PPO leaves the behaviour's support.
+    rate = 2e-3 if name == "ppo_kl" else 4e-3
+    fast = replace(plan.optimisation, learning_rate=rate, ema=0.9, decay_from=0.3)
     return replace(plan, batch=64, paths_per_condition=8, optimisation=fast)

@@ -52,7 +52,7 @@ def test_other_methods_act_within_bounds(known: Known):
     """Cloning does not prefer any action; a weighted Gaussian and the best of many do."""
     methods = control_methods()
     others = [name for name, method in methods.items() if not isinstance(method, TrainedMethod)]
-    assert others == ["idql", "iql", "bc", "filtered_bc", "gaussian_bc"]
+    assert others == ["idql", "idql_2", "iql", "bc", "filtered_bc", "gaussian_bc"]
     small = replace(known.setting, parts=replace(PARTS, cloning=Fit(120, 128, 4e-3)))
     states = ENDS.repeat_interleave(300, 0)
     for name in others:

@@ -53,6 +53,7 @@ def test_a_schedule_that_keeps_the_signal_is_refused():
         (lambda: PolicyConfig(5, 2, schedule="foo"), "unknown schedule 'foo' of a policy"),
         (lambda: ResidualSize(width=0), "width and expansion >= 1"),
         (lambda: ResidualSize(blocks=-1), "blocks >= 0"),
+        (lambda: ResidualSize(activation="tanh"), "choose silu or mish"),  # pyright: ignore[reportArgumentType]
         (lambda: ResidualSize(embedding=7), "embedding=7 of the time must be even"),
     ],
 )
@@ -175,6 +176,9 @@ def test_a_saved_policy_is_the_same_policy(tmp_path, generator):
     assert again.config == policy.config and again.fingerprint == policy.fingerprint
     policy.save(folder)
     config = json.loads((folder / CONFIG).read_text())
+    del config["config"]["size"]["activation"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert load_policy(folder).config.size.activation == "mish"  # as before there was a choice
     config["config"]["actions"] = 3
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="do not fit"):
@@ -239,7 +243,7 @@ def test_a_policy_of_another_library_says_what_it_said(tmp_path, generator):
     torch.save({"model": {}, "model_ema": named}, file)
     policy = foreign_policy(load_tensors(file), schedule="vp_linear", unit_time=True)
     assert (policy.config.observations, policy.config.actions) == (5, 2)
-    assert policy.config.size == ResidualSize(16, 3, 4, 8)
+    assert policy.config.size == ResidualSize(16, 3, 4, 8, "mish")
     x, state = torch.randn(7, 2, generator=generator), torch.randn(7, 5, generator=generator)
     time = torch.rand(7, generator=generator)
     assert torch.allclose(policy.network(x, time, state), foreign(x, time, state), atol=1e-5)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from difftilt.errors import InputError, TrainingError
+from difftilt.tasks.control.advantages import discounted_sums, fit_advantage
 from difftilt.tasks.control.critics import (
     Critic,
     CriticOptions,
     expectile_loss,
-    fit_advantage,
     fit_in_support,
     fit_iql,
 )
@@ -52,19 +52,60 @@ def values(critic: Critic, state: Tensor) -> tuple[float, float]:
         return float(critic.v(state)[0]), ends[1] - ends[0]
 
 
-@pytest.mark.parametrize("fit", [fit_iql, fit_advantage])
 @pytest.mark.parametrize("expectile", [0.5, 0.9])
-def test_both_find_the_expectiles_of_both_steps(expectile: float, fit: Callable[..., Critic]):
+def test_iql_finds_the_expectiles_of_both_steps(expectile: float):
     """The τ-expectile of U(-1, 1) is (1 - k)/(1 + k) with k² = (1 - τ)/τ."""
     k = math.sqrt((1 - expectile) / expectile)
     last = (1 - k) / (1 + k)
-    critic = fit(DATA, OPTIONS, expectile)
+    critic = fit_iql(DATA, OPTIONS, expectile)
     second, slope = values(critic, SECOND)
     assert second == pytest.approx(last, abs=0.06)
     assert slope == pytest.approx(1.0, abs=0.06)
     first, slope = values(critic, FIRST)
     assert first == pytest.approx(0.5 * last + DISCOUNT * last, abs=0.08)
     assert slope == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.95, 1.0])
+def test_advantages_are_of_the_behaviours_own_value(trace: float):
+    """Actions are 0 on average: V is 0 in both states, and an action is worth what it pays."""
+    critic = fit_advantage(DATA, OPTIONS, trace)
+    for state, pay in ((FIRST, 0.5), (SECOND, 1.0)):
+        value, slope = values(critic, state)
+        assert value == pytest.approx(0, abs=0.05)
+        assert slope == pytest.approx(pay, abs=0.06)
+
+
+def test_luck_is_no_merit():
+    """State 0 leads to state 1 or 2 by chance; 1 pays 5, 2 pays -5, an action a tenth of itself."""
+    generator = torch.Generator().manual_seed(8)
+    actions = 2 * torch.rand(4000, 1, generator=generator) - 1
+    lucky = torch.rand(2000, generator=generator) < 0.5
+    following = torch.where(lucky, 1.0, 2.0)
+    states = torch.stack([torch.zeros(2000), following], 1).reshape(-1, 1)
+    paid = torch.stack([torch.zeros(2000), torch.where(lucky, 5.0, -5.0)], 1).flatten()
+    ends = torch.arange(4000) % 2 == 1
+    data = OfflineData(
+        "luck",
+        states,
+        actions,
+        paid + 0.1 * actions[:, 0],
+        states + 1,
+        ends,
+        torch.zeros_like(ends),
+    )
+    after = torch.where(ends[:, None], states, states.roll(-1, 0))
+    critic = fit_advantage(replace(data, next_observations=after), OPTIONS)
+    for state, value in ((0.0, 0.0), (1.0, 5.0), (2.0, -5.0)):
+        found, slope = values(critic, torch.tensor([[state]]))
+        assert found == pytest.approx(value, abs=0.5)
+        assert slope == pytest.approx(0.1, abs=0.6)
+
+
+def test_discounted_sums_end_with_their_episode():
+    values_of = torch.tensor([1.0, 2.0, 4.0, 3.0, 5.0])
+    found = discounted_sums(values_of, torch.tensor([3, 2]), 0.5)
+    assert found.tolist() == [3.0, 4.0, 4.0, 5.5, 5.0]
 
 
 def hills() -> OfflineData:
@@ -79,8 +120,7 @@ def hills() -> OfflineData:
 def test_advantages_apart_tell_actions_where_states_differ_by_far_more():
     data, errors = hills(), []
     x = torch.cat([torch.linspace(-0.9, -0.2, 8), torch.linspace(0.2, 0.9, 8)])[:, None]
-    for fit in (fit_advantage, fit_iql):
-        critic = fit(data, OPTIONS, 0.5)
+    for critic in (fit_advantage(data, OPTIONS), fit_iql(data, OPTIONS, 0.5)):
         with torch.no_grad():
             low, high = (critic.advantage(x, torch.full_like(x, a)) for a in (-1.0, 1.0))
         gap = 0.4 * torch.sign(x[:, 0])
@@ -174,7 +214,7 @@ def test_wrong_numbers_are_named():
     q = torch.randn(3, 8)
     for wrong, words in (
         (lambda: fit_iql(DATA, OPTIONS, 1.0), "expectile=1.0"),
-        (lambda: fit_advantage(DATA, OPTIONS, 0.0), "expectile=0.0"),
+        (lambda: fit_advantage(DATA, OPTIONS, 1.5), "trace=1.5"),
         (lambda: fit_in_support(DATA, torch.zeros(3, 4, 1), OPTIONS), "3 sets of support actions"),
         (lambda: fit_in_support(DATA, torch.zeros(4000, 4, 1), OPTIONS, 0.0), "beta=0.0"),
         (lambda: beta_of_divergence(q, 3.0), "nats=3.0"),

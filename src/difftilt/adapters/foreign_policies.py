@@ -214,5 +214,5 @@ def _config(own: Mapping[str, Tensor], config: Mapping[str, Any]) -> PolicyConfi
             f"the blocks are {hidden} wide in a stream of {width}, and the time becomes "
             f"{embedding} numbers; the first must be a multiple, the last even"
         )
-    size = ResidualSize(width, blocks, hidden // width, embedding)
+    size = ResidualSize(width, blocks, hidden // width, embedding, "mish")
     return replace(PolicyConfig(inputs - embedding - actions, actions, size), **config)

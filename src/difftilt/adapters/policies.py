@@ -243,4 +243,6 @@ def load_policy(folder: str | Path) -> DiffusionPolicy:
 
 
 def _config(options: dict[str, Any]) -> PolicyConfig:
-    return PolicyConfig(**{**options, "size": ResidualSize(**options["size"])})
+    # Folders that do not say were written when Mish was the only one.
+    size = ResidualSize(**{"activation": "mish", **options["size"]})
+    return PolicyConfig(**{**options, "size": size})

@@ -10,7 +10,7 @@ Source of the architecture: Hansen-Estruch et al. 2023, IDQL (arXiv 2304.10573).
 
 import copy
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from difftilt.errors import InputError
 from difftilt.models.time import OncePerTime
 
 SLOWEST = 10_000.0
+Activation = Literal["silu", "mish"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "mish": nn.Mish}
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,24 @@ class ResidualSize:
         blocks: residual blocks.
         expansion: hidden width of a block, in widths.
         embedding: numbers that the time becomes, even.
+        activation: of the hidden layers: "silu", or "mish", whose gradient takes a processor twenty
+            times as long and which policies of other libraries have.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range, or an unknown activation.
     """
 
     width: int = 128
     blocks: int = 3
     expansion: int = 2
     embedding: int = 32
+    activation: Activation = "silu"
 
     def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise InputError(
+                f"unknown activation {self.activation!r}; choose {' or '.join(ACTIVATIONS)}"
+            )
         if min(self.width, self.expansion) < 1 or self.blocks < 0:
             raise InputError(
                 f"a network needs width and expansion >= 1 and blocks >= 0, got {self.width}, "
@@ -56,16 +65,17 @@ class TimeFeatures(nn.Module):
 
     Arguments:
         width: numbers that the time becomes, even.
+        activation: of the hidden layer.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: Activation = "mish") -> None:
         super().__init__()
         share = torch.arange(width // 2) / (width // 2)
         self.register_buffer("frequencies", SLOWEST**-share, persistent=False)
         self.layers = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.Mish(), nn.Linear(2 * width, width)
+            nn.Linear(width, 2 * width), ACTIVATIONS[activation](), nn.Linear(2 * width, width)
         )
 
     def forward(self, time: Float[Tensor, " B"]) -> Float[Tensor, "B width"]:
@@ -80,13 +90,17 @@ class ResidualBlock(nn.Module):
     Arguments:
         width: of h.
         expansion: hidden width in widths.
+        activation: of the hidden layer.
     """
 
-    def __init__(self, width: int, expansion: int) -> None:
+    def __init__(self, width: int, expansion: int, activation: Activation) -> None:
         super().__init__()
         hidden = expansion * width
         self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.Mish(), nn.Linear(hidden, width)
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            ACTIVATIONS[activation](),
+            nn.Linear(hidden, width),
         )
 
     def forward(self, h: Float[Tensor, "B width"]) -> Float[Tensor, "B width"]:
@@ -121,10 +135,13 @@ class ResidualMLP(nn.Module):
         self.dimension, self.condition = dimension, condition
         self.register_buffer("centre", torch.zeros(condition))
         self.register_buffer("spread", torch.ones(condition))
-        self.time = OncePerTime(TimeFeatures(size.embedding))
+        self.time = OncePerTime(TimeFeatures(size.embedding, size.activation))
         self.first = nn.Linear(dimension + size.embedding + condition, size.width)
         self.blocks = nn.Sequential(
-            *(ResidualBlock(size.width, size.expansion) for _ in range(size.blocks))
+            *(
+                ResidualBlock(size.width, size.expansion, size.activation)
+                for _ in range(size.blocks)
+            )
         )
         self.last = nn.Linear(size.width, dimension if outputs is None else outputs)
 

@@ -163,7 +163,10 @@ def control_methods() -> dict[str, TrainedMethod | OtherMethod]:
     """Every method of ``difftilt bench control`` by name."""
     return {
         **trained_methods(),
-        "idql": OtherMethod(f"IDQL: the best of {CANDIDATES} of the behaviour, by Q", _best),
+        "idql": OtherMethod(
+            f"IDQL: the best of {CANDIDATES} of the behaviour, by Q", _best_of(CANDIDATES)
+        ),
+        "idql_2": OtherMethod("the same of 2, which costs .19 nats", _best_of(2)),
         "iql": OtherMethod("IQL: the mean of a Gaussian by advantage-weighted regression", _iql),
         "bc": OtherMethod("the behaviour itself: a cloned diffusion policy", _behaviour),
         "filtered_bc": OtherMethod(
@@ -173,9 +176,12 @@ def control_methods() -> dict[str, TrainedMethod | OtherMethod]:
     }
 
 
-def _best(setting: ControlSetting, plan: Training) -> Policy:
-    actor = acting(setting.target.prior.chain, setting.policy.decode)
-    return BestActor(actor, setting.critic, CANDIDATES)
+def _best_of(count: int) -> Callable[[ControlSetting, Training], Policy]:
+    def make(setting: ControlSetting, plan: Training) -> Policy:
+        actor = acting(setting.target.prior.chain, setting.policy.decode)
+        return BestActor(actor, setting.critic, count)
+
+    return make
 
 
 def _behaviour(setting: ControlSetting, plan: Training) -> Policy:

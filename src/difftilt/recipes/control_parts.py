@@ -26,12 +26,12 @@ from difftilt.adapters.policy_config import PolicyConfig
 from difftilt.errors import InputError
 from difftilt.models.residual import ResidualSize
 from difftilt.posteriors import Prior, Sources, Target
+from difftilt.tasks.control.advantages import check_trace, fit_advantage
 from difftilt.tasks.control.behaviour import fit_behaviour, support_of
 from difftilt.tasks.control.critics import (
     Critic,
     CriticOptions,
     check_expectile,
-    fit_advantage,
     fit_in_support,
     fit_iql,
 )
@@ -45,8 +45,7 @@ SPLIT_SEED = 0
 BETA_STATES, BETA_ACTIONS = 256, 64
 WORST_ERROR = 0.5
 """Of the noise at the last time, where the state is noise; predicting nothing errs by 1."""
-EXPECTILES = {"advantage": fit_advantage, "iql": fit_iql}
-CRITICS = (*EXPECTILES, "in_support")
+CRITICS = ("advantage", "iql", "in_support")
 NEEDED = {
     "steps": f"must be 1 to {PolicyConfig.training_steps}",
     "bound": f"is unknown; choose {' or '.join(get_args(Bound))}",
@@ -60,7 +59,7 @@ NEEDED = {
 
 
 def _cloning() -> Fit:
-    return Fit(updates=20_000, batch=512, learning_rate=1e-3, decays=True)
+    return Fit(updates=20_000, batch=256, learning_rate=1e-3, decays=True)
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,11 @@ class Parts:
         policy: a ready behaviour instead of a cloned one: a folder of ``DiffusionPolicy.save``, or
             a file of another library's weights (``foreign_policy``); its size and bound are its
             own, its variances are measured on the data.
-        critic: "advantage" (of steps without chance), "iql", or "in_support" (QGPO's softmax over
+        critic: "advantage" (TD(λ) of the episodes), "iql", or "in_support" (QGPO's softmax over
             support actions).
         critic_options: how it learns.
-        expectile: of V, but in the support; .5 is the behaviour's own value.
+        trace: λ of "advantage".
+        expectile: of V of "iql"; .5 is the behaviour's own value.
         backup_beta: β of the in-support backup, per unit of scaled reward.
         nats: mean divergence from the behaviour that β is chosen by.
         beta: β itself, per unit of the critic; None: by ``nats``.
@@ -98,9 +98,10 @@ class Parts:
     policy: str | None = None
     critic: Literal["advantage", "iql", "in_support"] = "advantage"
     critic_options: CriticOptions = field(default_factory=CriticOptions)
-    expectile: float = 0.5
+    trace: float = 0.95
+    expectile: float = 0.7
     backup_beta: float = 1.0
-    nats: float = 1.0
+    nats: float = 0.25
     beta: float | None = None
     support: int = 16
     support_states: int = 8192
@@ -108,6 +109,7 @@ class Parts:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_trace(self.trace)
         check_expectile(self.expectile)
         if self.beta is None:
             check_nats(self.nats, BETA_ACTIONS)
@@ -265,13 +267,17 @@ def _critic(
 ) -> Critic:
     options = parts.critic_options
     own = {**made_by, "options": asdict(options), "kind": parts.critic}
-    if parts.critic in EXPECTILES:
+    if parts.critic != "in_support":
+        fitted, number = {
+            "advantage": (fit_advantage, parts.trace),
+            "iql": (fit_iql, parts.expectile),
+        }[parts.critic]
 
         def of_logged_actions() -> Critic:
             say(f"learning the critic ({parts.critic}): {options.fit.updates} updates")
-            return EXPECTILES[parts.critic](data, options, parts.expectile)
+            return fitted(data, options, number)
 
-        return kept_critic({**own, "expectile": parts.expectile}, of_logged_actions)
+        return kept_critic({**own, "number": number}, of_logged_actions)
 
     def in_support() -> Critic:
         say(f"drawing {parts.support} support actions in each of {len(data)} next states")

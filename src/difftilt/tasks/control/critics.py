@@ -7,22 +7,16 @@
 | expectile τ of Q(s, a), a from the data | ``fit_iql`` | the best logged action as τ → 1 |
 | ``Σ_k softmax(β Q)_k Q(s, â_k)`` | ``fit_in_support("softmax")`` | E[Q] of the tilted behaviour |
 | ``1/β log mean_k exp(β Q(s, â_k))`` | ``fit_in_support("soft")`` | that, less its KL / β |
-| expectile τ of ``r + γ V(s')`` | ``fit_advantage`` | the first line's, if s' follows from (s, a) |
+| TD(λ) of the logged episodes | ``advantages.fit_advantage`` | the behaviour's own |
 
-with â_1 ... â_K drawn from the behaviour (``DiffusionPolicy.support``). The last one is the exact
+with â_1 ... â_K drawn from the behaviour (``DiffusionPolicy.support``). The third is the exact
 value of control at a price of 1/β per nat away from the behaviour; its advantage ``Q - V`` has
 ``E_μ[exp(β (Q - V))] = 1``, so that log Z of every state is 0.
 
 Two networks are fitted to Q, and the smaller speaks (through slowly moving averages).
 
-What a policy needs is how actions of one state differ, and where a step is a short moment they
-hardly do: Q may differ by a hundred between states and by a tenth of one within. A network of Q
-spends itself on the former. ``fit_advantage`` learns V and, of networks of their own,
-``A(s, a) = r + γ V(s') - V(s)``, which is of one size everywhere.
-
 Source: Kostrikov et al. 2021, IQL (arXiv 2110.06169); Lu et al. 2023, QGPO, eq. 13 (arXiv
-2304.12824). Of advantages apart: Baird 1994, advantage updating; of expectiles without Q: Park et
-al. 2023, HIQL, eq. 4 (arXiv 2307.11949).
+2304.12824).
 """
 
 import copy
@@ -215,33 +209,6 @@ def fit_iql(data: OfflineData, options: CriticOptions, expectile: float = 0.7) -
     return learner.run(loss)
 
 
-def fit_advantage(data: OfflineData, options: CriticOptions, expectile: float = 0.5) -> Critic:
-    """V is an expectile of what follows logged actions, and Q - V is learned by itself.
-
-    For steps that follow from state and action alone, as MuJoCo's do: where chance has a part, V
-    takes luck for merit.
-
-    Arguments:
-        data: logged transitions.
-        options: of the learning.
-        expectile: τ, in (0, 1); 0.5 is the behaviour's own value.
-
-    Raises:
-        InputError: ``expectile`` out of range.
-        TrainingError: the loss is not finite.
-    """
-    check_expectile(expectile)
-    learner = _Learner(data, options, relative=True)
-
-    def loss(rows: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = learner.wanted(rows, learner.slow.v(data.next_observations[rows]))
-        gap = wanted - learner.quick.v(data.observations[rows])
-        return expectile_loss(gap, expectile) + learner.error(rows, gap.detach())
-
-    return learner.run(loss)
-
-
 def check_expectile(expectile: float) -> None:
     """Refuse an expectile that is none.
 
@@ -295,40 +262,38 @@ def fit_in_support(
     return learner.run(loss)
 
 
+def networks(data: OfflineData, options: CriticOptions) -> tuple[nn.ModuleList, Standardised]:
+    """Two networks of (s, a) and one of s, before any update."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.fit.seed)
+        twins = [standardised(data, data.action_width, options.width) for _ in range(2)]
+        return nn.ModuleList(twins), standardised(data, 0, options.width)
+
+
+def scale_of_rewards(data: OfflineData, options: CriticOptions) -> float:
+    """What rewards are multiplied by."""
+    return reward_scale(data) if options.scale_rewards else 1.0
+
+
 class _Learner:
     """The networks of a critic, their slow averages, and one update of them."""
 
-    def __init__(self, data: OfflineData, options: CriticOptions, relative: bool = False) -> None:
+    def __init__(self, data: OfflineData, options: CriticOptions) -> None:
         self.data, self.options = data, options
-        scale = reward_scale(data) if options.scale_rewards else 1.0
         self.discount = options.discount_of(data)
-        width = options.width
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.fit.seed)
-            twins = [standardised(data, data.action_width, width) for _ in range(2)]
-            value = standardised(data, 0, width)
-        self.quick = Critic(nn.ModuleList(twins), value, scale, relative)
-        slow_twins = copy.deepcopy(self.quick.twins).requires_grad_(False)
-        # Where V is learned from Q, it is Q alone that has to move slowly.
-        slow_value = copy.deepcopy(value).requires_grad_(False) if relative else value
-        self.slow = Critic(slow_twins, slow_value, scale, relative)
+        twins, value = networks(data, options)
+        scale = scale_of_rewards(data, options)
+        self.quick = Critic(twins, value, scale)
+        # V is learned from Q, so that it is Q alone that has to move slowly.
+        self.slow = Critic(copy.deepcopy(twins).requires_grad_(False), value, scale)
 
-    def wanted(
-        self, rows: Int[Tensor, " B"], following: Float[Tensor, " B"]
-    ) -> Float[Tensor, " B"]:
-        """``r + γ (1 - terminated) V(s')`` with given V(s')."""
+    def bellman(self, rows: Int[Tensor, " B"], following: Float[Tensor, " B"]) -> Tensor:
+        """Both networks' squared error against ``r + γ (1 - terminated) V(s')``, V(s') given."""
         data = self.data
         goes_on = (~data.terminations[rows]).to(following)
         rewards = self.quick.reward_scale * data.rewards[rows]
-        return rewards + self.discount * goes_on * following
-
-    def bellman(self, rows: Int[Tensor, " B"], following: Float[Tensor, " B"]) -> Tensor:
-        """Both networks' squared error against ``wanted``."""
-        return self.error(rows, self.wanted(rows, following))
-
-    def error(self, rows: Int[Tensor, " B"], wanted: Float[Tensor, " B"]) -> Tensor:
-        """Both networks' squared error."""
-        states, actions = self.data.observations[rows], self.data.actions[rows]
+        wanted = rewards + self.discount * goes_on * following
+        states, actions = data.observations[rows], data.actions[rows]
         found = [twin(states, actions)[:, 0] for twin in self.quick.twins]
         return torch.stack([(q - wanted).square().mean() for q in found]).sum()
 
@@ -342,11 +307,8 @@ class _Learner:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        pairs = zip(
-            self.slow.modules().parameters(), self.quick.modules().parameters(), strict=True
-        )
-        moving = [(s.detach(), q.detach()) for s, q in pairs if s is not q]
-        slow, quick = (list(each) for each in zip(*moving, strict=True))
+        slow = [p.detach() for p in self.slow.twins.parameters()]
+        quick = [p.detach() for p in self.quick.twins.parameters()]
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             slow, quick, self.options.average
         )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -38,6 +38,10 @@ class Fit:
         for name in ("updates", "batch", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"a fit needs {name} above 0, got {getattr(self, name)}")
+
+    def shortened(self, times: int) -> "Fit":
+        """The same with so many times fewer updates, one at least."""
+        return replace(self, updates=max(1, self.updates // times))
 
     @property
     def generator(self) -> torch.Generator:
