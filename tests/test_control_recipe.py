@@ -45,6 +45,7 @@ PARTS = Parts(
     support=4,
     support_states=40,
     held_out=0.25,
+    draws=3,
 )
 
 
@@ -151,7 +152,7 @@ def test_a_row_plays_the_episodes_of_its_seed(folder: Path, cache: Path):
     bench = ControlBench([str(folder)], ["bc"], [2], 2, 3, PARTS)
     row = control_row(bench, str(folder), "bc", 2)
     setting = build_setting(load_data(folder), replace(PARTS, seed=2))
-    policy = acting(setting.target.prior.chain, setting.policy.decode)
+    policy = acting(setting.target.prior.chain, setting.policy.decode, draws=3)
     assert row["return"] == evaluate(ENVIRONMENT, policy, 3, first_reset(2, 3)).mean
 
 

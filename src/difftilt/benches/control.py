@@ -36,7 +36,8 @@ OFFLINE_LEGEND = """\
 score: 100 (return - random) / (expert - random), by this package's references; return, ±: mean and
 standard error over a seed's episodes; ESS: share, mean over held-out states; beta: chosen on
 held-out states by the critic, never by returns; s: seconds of the training, prior and critic left
-out; ms/action: one call in one state; peak MB: how far the process grew in training."""
+out; ms/action: one call in one state, all its draws together; peak MB: how far the process grew in
+training."""
 
 
 SEVERAL_SEEDS = """

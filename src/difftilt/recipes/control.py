@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 import torch
 
+from difftilt.chains import Chain
 from difftilt.errors import InputError, MissingPackage
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row, tell
 from difftilt.recipes.control_betas import at_beta, mean_ess_in
 from difftilt.recipes.control_methods import control_plan, trained_methods
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.pictures import Picture
-from difftilt.tasks.control.acting import acting
+from difftilt.tasks.control.acting import ChainActor, Decode, acting
 from difftilt.tasks.control.data import OfflineData, load_data
 from difftilt.tasks.control.environments import check_playable
 from difftilt.tasks.control.evaluation import Returns, evaluate, rendered_episode
@@ -101,7 +102,7 @@ class Control(Recipe):
         chains = {"prior": prior.chain, "posterior": job.posterior.chain}
         reset = first_reset(self.training.seed, self.episodes)
         played = {
-            name: evaluate(environment, acting(chain, prior.decoded), self.episodes, reset)
+            name: evaluate(environment, self._actor(chain, prior.decoded), self.episodes, reset)
             for name, chain in chains.items()
         }
         rows = [*score_rows(played), *super().evaluation(job, drawn)["rows"]]
@@ -112,6 +113,9 @@ class Control(Recipe):
         )
         return {"title": f"Control: {self.data}, {self.method}", "rows": rows, "notes": [note]}
 
+    def _actor(self, chain: Chain, decoded: Decode) -> ChainActor:
+        return acting(chain, decoded, draws=self.parts.draws)
+
     def _rows_of_betas(self, job: Job, environment: str) -> list[dict[str, Any]]:
         """Of a value of every β: what it is worth at the chosen one and at the largest."""
         if self.largest_beta is None:
@@ -120,7 +124,7 @@ class Control(Recipe):
         rows, decoded = [], job.target.prior.decoded
         for beta in sorted({job.target.beta, self.largest_beta}):
             posterior = at_beta(job.posterior, beta)
-            actor = acting(posterior.chain, decoded)
+            actor = self._actor(posterior.chain, decoded)
             found = evaluate(environment, actor, self.episodes, EVALUATION_SEED)
             note = f"share, mean of {len(job.contexts)} held-out states"
             ess = {"posterior": mean_ess_in(posterior, job.contexts)}
@@ -139,7 +143,7 @@ class Control(Recipe):
             return [
                 Picture(
                     "gif",
-                    rendered_episode(environment, acting(chain, decoded), seed=reset, **shown),
+                    rendered_episode(environment, self._actor(chain, decoded), seed=reset, **shown),
                     f"{name} in {environment}: the first {DRAWN_STEPS} steps of the first episode.",
                 )
                 for name, chain in chains.items()

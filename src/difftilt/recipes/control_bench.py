@@ -16,11 +16,10 @@ from difftilt.posteriors import Posterior
 from difftilt.recipes.base import tell
 from difftilt.recipes.cells import Cell, Cells, cells_of
 from difftilt.recipes.control import EVALUATION_SEED, check_named, first_reset, playable_data
-from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan
+from difftilt.recipes.control_methods import TrainedMethod, control_methods, control_plan, player
 from difftilt.recipes.control_parts import ControlSetting, Parts, build_setting
 from difftilt.recipes.cost import Cost
 from difftilt.recipes.processes import in_own_process
-from difftilt.tasks.control.acting import acting
 from difftilt.tasks.control.evaluation import Policy, evaluate
 
 CERTIFIED_STATES = 16
@@ -88,7 +87,7 @@ def control_row(bench: ControlBench, data: str, method: str, seed: int) -> dict[
     with Cost() as cost:
         if isinstance(chosen, TrainedMethod):
             chain = chosen.chain(setting, plan)
-            policy: Policy = acting(chain, setting.policy.decode)
+            policy: Policy = player(setting, chain)
         else:
             policy = chosen.make(setting, plan)
     reset = first_reset(seed, bench.episodes)

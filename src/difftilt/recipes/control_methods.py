@@ -20,7 +20,7 @@ from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.objectives.policy import DDPO
 from difftilt.recipes.control_parts import ControlSetting
 from difftilt.recipes.makers import Change, Setting, trained
-from difftilt.tasks.control.acting import BestActor, MeanActor, acting
+from difftilt.tasks.control.acting import BestActor, ChainActor, MeanActor, acting
 from difftilt.tasks.control.behaviour import fit_behaviour, fit_gaussian
 from difftilt.tasks.control.evaluation import Policy
 from difftilt.tasks.control.guidance import StateGuided
@@ -74,7 +74,7 @@ class TrainedMethod:
 
     def make(self, setting: ControlSetting, plan: Training) -> Policy:
         """Train a posterior; it acts in its cheapest form."""
-        return acting(self.chain(setting, plan), setting.policy.decode)
+        return player(setting, self.chain(setting, plan))
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,11 @@ def trained_methods() -> dict[str, TrainedMethod]:
     }
 
 
+def player(setting: ControlSetting, chain: Chain) -> ChainActor:
+    """How a diffusion policy of the table is played."""
+    return acting(chain, setting.policy.decode, draws=setting.parts.draws)
+
+
 def control_methods() -> dict[str, TrainedMethod | OtherMethod]:
     """Every method of ``difftilt bench control`` by name."""
     return {
@@ -185,13 +190,13 @@ def _best_of(count: int) -> Callable[[ControlSetting, Training], Policy]:
 
 
 def _behaviour(setting: ControlSetting, plan: Training) -> Policy:
-    return acting(setting.target.prior.chain, setting.policy.decode)
+    return player(setting, setting.target.prior.chain)
 
 
 def _filtered(setting: ControlSetting, plan: Training) -> Policy:
     fit = replace(setting.parts.cloning, seed=plan.seed)
     policy = fit_behaviour(setting.data.best(BEST_SHARE), setting.policy.config, fit)
-    return acting(policy.chain(setting.parts.steps), policy.decode)
+    return player(setting, policy.chain(setting.parts.steps))
 
 
 def _gaussian(setting: ControlSetting, plan: Training) -> Policy:

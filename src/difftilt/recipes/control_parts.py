@@ -55,6 +55,7 @@ NEEDED = {
     "support": "must be at least 2: the logged action and one of the behaviour",
     "support_states": "must be at least 1",
     "held_out": "must lie in (0, 1)",
+    "draws": "must be at least 1",
 }
 
 
@@ -85,6 +86,8 @@ class Parts:
         support: K, actions of the behaviour per state.
         support_states: states whose support actions the methods may train on.
         held_out: share of the episodes that nothing is trained on.
+        draws: of a diffusion policy in each state that it plays; it takes one in the middle of
+            their largest mode. 1 plays a draw.
         seed: of everything here; both fits add it to a seed of their own.
 
     Raises:
@@ -106,6 +109,7 @@ class Parts:
     support: int = 16
     support_states: int = 8192
     held_out: float = 0.1
+    draws: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -122,6 +126,7 @@ class Parts:
             "support": self.support >= 2,
             "support_states": self.support_states >= 1,
             "held_out": 0 < self.held_out < 1,
+            "draws": self.draws >= 1,
         }
         for name, fine in checks.items():
             if not fine:

@@ -9,7 +9,8 @@
 
 The last step is taken without its noise: that noise is what makes the step a law (training,
 certificate), and an actor is better off with its mean. A Gaussian policy has no other step, so it
-plays its mean, as IQL's authors play theirs.
+plays its mean, as IQL's authors play theirs. A chain may have modes, between which a mean would
+lie: of several draws it plays one in the middle of the largest mode (``densest``).
 """
 
 from collections.abc import Callable
@@ -36,32 +37,47 @@ class ChainActor:
     Arguments:
         chain: a policy's, with or without a tilt; see ``acting``.
         decode: from x_0 to actions.
+        draws: of which the one of the ``densest`` place is played; 1: a draw.
     """
 
     chain: Chain
     decode: Decode
+    draws: int = 1
 
     def __call__(
         self, states: Float[Tensor, "B O"], generator: torch.Generator
     ) -> Float[Tensor, "B A"]:
         """One action for each state."""
-        bound, noise = self.chain.given(states), GeneratorNoise(generator)
-        path = rollout(bound, len(states), noise, record=False, ratio=False)
-        return self.decode(path.x_0)
+        every = states.repeat_interleave(self.draws, 0)
+        bound, noise = self.chain.given(every), GeneratorNoise(generator)
+        path = rollout(bound, len(every), noise, record=False, ratio=False)
+        return densest(self.decode(path.x_0).unflatten(0, (-1, self.draws)))
 
 
-def acting(chain: Chain, decode: Decode, quiet: bool = True) -> ChainActor:
+def densest(actions: Float[Tensor, "B K A"]) -> Float[Tensor, "B A"]:
+    """Of K actions in each state the one whose nearer half of all K is nearest.
+
+    One of two modes holds half of the actions or more; their medoid may lie at its inner edge, this
+    one lies in its middle.
+    """
+    count = actions.shape[1]
+    nearer = torch.cdist(actions, actions).sort(2).values[:, :, : (count + 1) // 2]
+    return actions[torch.arange(len(actions)), nearer.sum(2).argmin(1)]
+
+
+def acting(chain: Chain, decode: Decode, quiet: bool = True, draws: int = 1) -> ChainActor:
     """The actor of a prior, or of a posterior in its cheapest form.
 
     Arguments:
         chain: of a prior, a trained copy (which becomes a chain of its own), or a guided one.
         decode: from x_0 to actions.
         quiet: take the last step without noise.
+        draws: of which the one of the ``densest`` place is played.
     """
     own = untilted(chain) if isinstance(chain.kernel, DenoiserKernel) else chain
     if quiet:
         own = replace(own, diffusion=own.gaussian.with_std(1, 0.0))
-    return ChainActor(own, decode)
+    return ChainActor(own, decode, draws)
 
 
 @dataclass(frozen=True)
