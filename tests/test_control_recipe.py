@@ -241,6 +241,8 @@ def test_an_environment_that_does_not_fit_is_named_before_anything_is_fitted(
         ({"bound": "tahn"}, "bound='tahn' of the parts is unknown; choose clip or tanh"),
         ({"critic": "another"}, "critic='another' of the parts is unknown"),
         ({"expectile": 2.0}, "expectile=2.0"),
+        ({"trace": 2.0}, "trace=2.0"),
+        ({"draws": 0}, "draws=0 of the parts must be at least 1"),
         ({"backup_beta": 0.0}, "backup_beta=0.0"),
         ({"nats": 5.0}, r"nats=5.0 must lie in \(0, 2.08\]"),
         ({"beta": 0.0}, "beta=0.0 of the parts must be positive"),
