@@ -1,13 +1,17 @@
-"""Ctrl-C says how to go on, whatever the run was at."""
+"""Ctrl-C, or the end of a batch job, says how to go on, whatever the run was at."""
 
 import json
 import shlex
 from pathlib import Path
 
+import pytest
 from commands import told
 
 OPTIONS = "--steps 5 --samples 4 --certificate-paths 40 --training.steps 2 --training.batch 4"
+CTRL_C, TERMINATED = "raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGTERM)"
 REWARD = """
+import os
+import signal
 from pathlib import Path
 
 stop = Path(__file__).with_name("stop")
@@ -16,15 +20,15 @@ stop = Path(__file__).with_name("stop")
 def log_reward(x_0):
     if len(x_0) {sizes} and stop.exists():
         stop.unlink()
-        raise KeyboardInterrupt
+        {stopped}
     return -x_0.flatten(1).square().mean(1)
 """
 
 
-def interrupted(folder: Path, studio: Path, sizes: str) -> list[str]:
+def interrupted(folder: Path, studio: Path, sizes: str, stopped: str = CTRL_C) -> list[str]:
     """Train with a reward that is interrupted at batches of these sizes; how to go on."""
     reward = folder / "reward.py"
-    reward.write_text(REWARD.format(sizes=sizes))
+    reward.write_text(REWARD.format(sizes=sizes, stopped=stopped))
     (folder / "stop").touch()
     words = [
         "train",
@@ -42,9 +46,10 @@ def interrupted(folder: Path, studio: Path, sizes: str) -> list[str]:
     return shlex.split(again)[1:]
 
 
-def test_an_interrupted_certificate_is_made_on_resuming(studio, tmp_path):
+@pytest.mark.parametrize("stopped", [CTRL_C, TERMINATED])
+def test_an_interrupted_certificate_is_made_on_resuming(studio, tmp_path, stopped):
     """Its batches are of 30 and of 10 paths, those of the samples of 12, 4 and 16."""
-    again = interrupted(tmp_path, studio, "in (30, 10)")
+    again = interrupted(tmp_path, studio, "in (30, 10)", stopped)
     run = tmp_path / "run"
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "interrupted"

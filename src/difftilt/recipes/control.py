@@ -122,10 +122,11 @@ class Control(Recipe):
             return []
         assert job.contexts is not None
         rows, decoded = [], job.target.prior.decoded
+        reset = first_reset(self.training.seed, self.episodes)
         for beta in sorted({job.target.beta, self.largest_beta}):
             posterior = at_beta(job.posterior, beta)
             actor = self._actor(posterior.chain, decoded)
-            found = evaluate(environment, actor, self.episodes, EVALUATION_SEED)
+            found = evaluate(environment, actor, self.episodes, reset)
             note = f"share, mean of {len(job.contexts)} held-out states"
             ess = {"posterior": mean_ess_in(posterior, job.contexts)}
             rows.append(metric_row(f"ESS at β = {beta:.4g}", note, ess))

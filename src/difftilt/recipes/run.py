@@ -34,7 +34,7 @@ from difftilt.training.checkpoint import (
 )
 from difftilt.training.fits import FIT, POSTERIOR
 from difftilt.training.identity import refuse_changed
-from difftilt.training.loop import interruptible, progress_bar, train
+from difftilt.training.loop import interruptible, progress_bar, terminable, train
 from difftilt.training.run_folder import RunFolder, identity_of
 from difftilt.training.state import TrainingState
 
@@ -94,8 +94,9 @@ def run(
             return False
         state.use_average()
         try:
-            save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
-            _finish(recipe, job, opened, talk)
+            with terminable():
+                save_posterior(job.posterior.chain, folder / POSTERIOR, opened.identity)
+                _finish(recipe, job, opened, talk)
         except KeyboardInterrupt:
             message = "stopped after the training; resume to draw samples and certify"
             status = {**opened.read("status"), "state": "interrupted", "message": message}

@@ -84,14 +84,36 @@ def interruptible() -> Iterator[Interruption]:
             raise KeyboardInterrupt
         stop.signal = number
 
+    with _handled((signal.SIGINT, signal.SIGTERM), note):
+        yield stop
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, as SIGINT already is: what a batch system sends.
+
+    Outside the main thread signals cannot be caught.
+    """
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled((signal.SIGTERM,), interrupt):
+        yield
+
+
+@contextmanager
+def _handled(
+    signals: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, handler) for s in signals}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number, own in before.items():
+            signal.signal(number, signal.SIG_DFL if own is None else own)
 
 
 def progress_bar(metrics: Iterable[Metrics], state: TrainingState) -> Iterator[Metrics]:
