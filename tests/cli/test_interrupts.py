@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from commands import told
 
 OPTIONS = "--steps 5 --samples 4 --certificate-paths 40 --training.steps 2 --training.batch 4"
