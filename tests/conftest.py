@@ -1,5 +1,6 @@
 """What holds for every test: one thread, fixed seeds, no network."""
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, and by child processes
@@ -20,12 +21,22 @@ import typecheck
 # Two processes of two threads each on two cores run several times slower than one thread each.
 torch.set_num_threads(1)
 
+# Walking through everything that was imported, again and again, takes a fifth of the suite's time.
+gc.disable()
+
 # A shell's background jobs ignore Ctrl-C, and so would the runs that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, and leave alone what stays until the end anyway."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

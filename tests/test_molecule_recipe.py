@@ -68,7 +68,9 @@ def test_one_posterior_may_serve_several_numbers_of_atoms():
 @pytest.mark.usefixtures("unchecked")
 def test_one_posterior_of_every_value_is_judged_by_its_calibration(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(molecule_pairs, "DRAWS", 9)
-    recipe = quick(value=None, valid=False, pairs=64)
+    for name, fewer in (("HELD_OUT", 50), ("CHUNK", 64)):
+        monkeypatch.setattr(molecule_pairs, name, fewer)
+    recipe = quick(value=None, valid=False, pairs=14)
     assert run("molecules", recipe, tmp_path / "run", talk=lambda text: None)
     record = read_run(tmp_path / "run")
     assert record.evaluation is not None
