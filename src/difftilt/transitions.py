@@ -149,8 +149,9 @@ class GaussianTilt(Tilt):
     def log_ratio(self, eps: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         if self.log_scale is None:
             return sum_event(self.delta * torch.sub(eps, self.delta, alpha=0.5))
-        z = (eps - self.delta) * torch.exp(-self.log_scale)
-        return sum_event(0.5 * (eps - z) * (eps + z) - self.log_scale)
+        # eps - z, for z = (eps - delta) / scale, keeps its digits where the tilt is small.
+        moved = self.delta - (eps - self.delta) * torch.expm1(-self.log_scale)
+        return sum_event(moved * torch.sub(eps, moved, alpha=0.5) - self.log_scale)
 
     def divergence(self) -> Float[Tensor, " B"]:
         if self.log_scale is None:

@@ -69,7 +69,7 @@ def recommended(seconds: float | None = 60.0, seed: int = 0) -> Training:
         chunk=32_768,
         warm_start_subset=10,
         objective=RTB(log_z="batch", residual_clip=4.0),
-        optimisation=Optimisation(hidden_learning_rate=0.01),
+        optimisation=Optimisation(hidden_learning_rate=0.01, ema=0.99, decay_from=0.4),
         behaviour=BehaviourWeights(on_policy=0.5, pool=0.5),
         seed=seed,
     )
@@ -110,8 +110,8 @@ def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
     """
     plan = replace(recommended(effort.seconds, seed), network_calls=effort.network_calls)
     if dimensions(problem) >= VERY_MANY_DIMENSIONS:
-        # Chains are long, and there is far to go in few updates.
-        optimisation = replace(plan.optimisation, learning_rate=3e-3)
+        # Chains are long, updates few and noisy.
+        optimisation = Optimisation(learning_rate=3e-3, hidden_learning_rate=0.01)
         return on_own_paths(replace(plan, batch=32, optimisation=optimisation))
     if dimensions(problem) >= MANY_DIMENSIONS:
         return on_own_paths(plan)
