@@ -1,7 +1,7 @@
 """The posterior of the named problems is where consistent objectives stay, and biased ones do not.
 
 A sampler near the posterior, fitted by RTB, goes on for a few updates of each other objective. The
-divergence ``KL(q || posterior)``, from 4,000 paths and the exact log Z, rises by a tenth of a nat
+divergence ``KL(q || posterior)``, from 8,000 paths and the exact log Z, rises by a tenth of a nat
 at most if the objective aims at the posterior, and by more if it does not: each beyond 5 standard
 errors, so that a false alarm in the 42 comparisons has probability 1e-5. (Objectives with a learned
 log h start from one that is not learned: their limits are in ``test_objective_limits``.)
@@ -106,7 +106,7 @@ def going_on(objective: Objective, problem: ExactProblem) -> Training:
 def excess(problem: ExactProblem, chain: Chain) -> Estimate:
     """``log Z - ELBO`` against the problem's own log Z: the divergence from the posterior, nats."""
     target = Tilted(lambda x, _: problem.log_reward(x))
-    elbo = certify(chain, target, 4000, share=0.01, seed=1).elbo
+    elbo = certify(chain, target, 8000, share=0.01, seed=1).elbo
     return replace(elbo, value=problem.truth.log_z - elbo.value)
 
 
