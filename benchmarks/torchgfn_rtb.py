@@ -132,7 +132,7 @@ class Own:
     def time_to_wanted(self, seconds: float) -> dict[str, float | None]:
         """CPU seconds of training until the mode distance is at most ``WANTED``."""
         from difftilt.posteriors import Prior
-        from difftilt.recipes.exact import PERCEPTRON, build, recommended
+        from difftilt.recipes.exact.recipe import PERCEPTRON, build, recommended
         from difftilt.rollouts import rollout
         from difftilt.tasks.exact.grid25 import SCALE
         from difftilt.training.steps import training_step

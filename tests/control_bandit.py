@@ -14,10 +14,10 @@ from difftilt.chains import Chain
 from difftilt.models.residual import ResidualSize
 from difftilt.noise import GeneratorNoise
 from difftilt.posteriors import Prior
-from difftilt.recipes.control_methods import (
+from difftilt.recipes.control.methods import (
     control_plan,
 )
-from difftilt.recipes.control_parts import Advantage, ControlSetting, Parts, support_sources
+from difftilt.recipes.control.parts import Advantage, ControlSetting, Parts, support_sources
 from difftilt.rollouts import rollout
 from difftilt.tasks.control.behaviour import fit_behaviour
 from difftilt.tasks.control.critics import Critic

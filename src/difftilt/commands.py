@@ -278,14 +278,14 @@ def _table_lines() -> list[str]:
 
 
 def _problem_lines() -> list[str]:
-    from difftilt.recipes.exact import problem_summaries
+    from difftilt.recipes.exact.recipe import problem_summaries
 
     where = "difftilt bench exact --problem NAME; difftilt train exact --problem NAME"
     return _listed(f"Exact problems ({where})", problem_summaries())
 
 
 def _method_lines() -> list[str]:
-    from difftilt.recipes.methods import methods
+    from difftilt.recipes.exact.methods import methods
 
     summaries = {name: method.summary for name, method in methods().items()}
     return _listed("Methods (difftilt bench exact --method NAME)", summaries)

@@ -16,7 +16,7 @@ import difftilt
 from difftilt.cli import COMMANDS
 from difftilt.objectives.pathwise import KLControl
 from difftilt.recipes.base import from_config
-from difftilt.recipes.exact import FIGURES, Exact
+from difftilt.recipes.exact.recipe import FIGURES, Exact
 
 FILES = [
     "config.json",

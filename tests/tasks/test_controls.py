@@ -14,7 +14,7 @@ from difftilt.objectives.base import Objective
 from difftilt.objectives.pathwise import AdjointMatching, KLControl
 from difftilt.objectives.policy import DDPO
 from difftilt.posteriors import Target
-from difftilt.recipes.controls import (
+from difftilt.recipes.exact.controls import (
     any_pair,
     controlled,
     controls_plan,

@@ -13,9 +13,9 @@ from difftilt.errors import InputError
 from difftilt.forms import FullCopy
 from difftilt.marginals import completions, words
 from difftilt.noise import GeneratorNoise
-from difftilt.recipes.exact import Effort, Exact, build, problem_names
-from difftilt.recipes.exact_bench import Bench
-from difftilt.recipes.tokens import averaged, judge_tokens, single
+from difftilt.recipes.exact.bench import Bench
+from difftilt.recipes.exact.recipe import Effort, Exact, build, problem_names
+from difftilt.recipes.exact.tokens import averaged, judge_tokens, single
 from difftilt.rollouts import rollout
 from difftilt.tasks.exact.judge import Judgement
 from difftilt.tasks.tokens import TokenProblem, token_problems

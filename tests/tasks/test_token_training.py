@@ -14,7 +14,7 @@ from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Scores
 from difftilt.order_kernel import OrderKernel
 from difftilt.posteriors import Prior
-from difftilt.recipes.tokens import recommended_tokens, tokens_form, tokens_sources
+from difftilt.recipes.exact.tokens import recommended_tokens, tokens_form, tokens_sources
 from difftilt.scoring import log_ratio
 from difftilt.tasks.tokens.laws import exact_law, total_variation
 from difftilt.tasks.tokens.networks import (

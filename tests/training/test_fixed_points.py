@@ -24,9 +24,9 @@ from difftilt.objectives.pathwise import AlignProp, DRaFT, KLControl
 from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.objectives.policy import DDPO, FlowGRPO, Reinforce
 from difftilt.posteriors import Perceptron
-from difftilt.recipes.exact import Effort, build, setting_of, target_of
-from difftilt.recipes.makers import ON_POLICY
-from difftilt.recipes.methods import methods
+from difftilt.recipes.exact.methods import methods
+from difftilt.recipes.exact.recipe import Effort, build, setting_of, target_of
+from difftilt.recipes.tables.makers import ON_POLICY
 from difftilt.sampling import Tilted, certify
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.training.loop import train

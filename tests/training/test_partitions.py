@@ -10,7 +10,7 @@ from difftilt.errors import InputError
 from difftilt.models.labels import Labels
 from difftilt.objectives.balance import RTB
 from difftilt.posteriors import Prior
-from difftilt.recipes.tokens import recommended_tokens, tokens_form, tokens_sources
+from difftilt.recipes.exact.tokens import recommended_tokens, tokens_form, tokens_sources
 from difftilt.tasks.tokens import TokenProblem, token_problems
 from difftilt.tasks.tokens.networks import random_transformer
 from difftilt.tasks.tokens.problems import random_couplings, token_problem

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.ranges import COUNT, check_ranges
-from difftilt.recipes.cells import Cells, run_cells
+from difftilt.recipes.tables.cells import Cells, run_cells
 from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
 

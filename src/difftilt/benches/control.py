@@ -7,10 +7,10 @@ import tyro
 
 from difftilt.benches.base import Kept, Result, seeds_of
 from difftilt.errors import InputError
-from difftilt.recipes.bandits import HELD_OUT, BanditBench, Budget, bandit_methods
-from difftilt.recipes.control_bench import ControlBench
-from difftilt.recipes.control_methods import control_methods
-from difftilt.recipes.control_parts import Parts
+from difftilt.recipes.control.bandits import HELD_OUT, BanditBench, Budget, bandit_methods
+from difftilt.recipes.control.bench import ControlBench
+from difftilt.recipes.control.methods import control_methods
+from difftilt.recipes.control.parts import Parts
 from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
 from difftilt.tasks.bandits import Bandit

@@ -9,11 +9,11 @@ import tyro
 
 from difftilt.benches.base import Kept, Result, filled, seeds_of
 from difftilt.ranges import COUNT, POSITIVE, check_ranges
-from difftilt.recipes.cells import Cell, Cells, cells_of
-from difftilt.recipes.controls import control_objectives, controls_plan, two_controls
-from difftilt.recipes.exact import Effort, check_name
-from difftilt.recipes.exact_bench import Bench
-from difftilt.recipes.methods import default_methods
+from difftilt.recipes.exact.bench import Bench
+from difftilt.recipes.exact.controls import control_objectives, controls_plan, two_controls
+from difftilt.recipes.exact.methods import default_methods
+from difftilt.recipes.exact.recipe import Effort, check_name
+from difftilt.recipes.tables.cells import Cell, Cells, cells_of
 from difftilt.report.comparison import compared, draw_comparison, ranked
 from difftilt.report.tables import Column
 from difftilt.tasks.exact.two_cells import label_rows

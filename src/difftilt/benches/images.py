@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from difftilt.benches.base import Compared, Result, smallest_first
-from difftilt.recipes.image_bench import ImageBench
-from difftilt.recipes.image_methods import default_image_methods, image_methods
+from difftilt.recipes.images.bench import ImageBench
+from difftilt.recipes.images.methods import default_image_methods, image_methods
 from difftilt.report.comparison import draw_comparison
 from difftilt.report.tables import Column
 

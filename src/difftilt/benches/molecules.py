@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from difftilt.benches.base import Compared, Result, smallest_first
-from difftilt.recipes.molecule_bench import DEFAULTS, MoleculeBench, molecule_methods
+from difftilt.recipes.molecules.bench import DEFAULTS, MoleculeBench, molecule_methods
 from difftilt.report.tables import Column
 
 MOLECULE_TARGETS = ("alpha",)

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from difftilt.benches.base import Compared, Result, smallest_first
-from difftilt.recipes.shape_bench import DEFAULTS, ShapeBench, shape_methods
+from difftilt.recipes.shapes.bench import DEFAULTS, ShapeBench, shape_methods
 from difftilt.report.tables import Column
 
 SHAPE_TARGETS = ("chair",)

@@ -6,9 +6,9 @@ from typing import Annotated
 import tyro
 
 from difftilt.benches.base import Kept, Result, filled, seeds_of
-from difftilt.recipes.infill_methods import TextBench, text_methods
-from difftilt.recipes.pairs import gains
-from difftilt.recipes.text_sets import DataName
+from difftilt.recipes.tables.pairs import gains
+from difftilt.recipes.text.bench import TextBench, text_methods
+from difftilt.recipes.text.sets import DataName
 from difftilt.report.comparison import compared, ranked
 from difftilt.report.tables import Column
 

@@ -8,14 +8,14 @@ import tyro
 
 from difftilt.benches.base import Compared, Result, smallest_first
 from difftilt.benches.fronts import below_front
-from difftilt.recipes.picture_bench import TRUTH_DRAWS, PictureBench
-from difftilt.recipes.picture_methods import (
+from difftilt.recipes.text_to_image.bench import TRUTH_DRAWS, PictureBench
+from difftilt.recipes.text_to_image.methods import (
     DEFAULTS,
     NETWORK_CALLS,
     RTB_FAMILY,
     picture_methods,
 )
-from difftilt.recipes.picture_task import BETA
+from difftilt.recipes.text_to_image.task import BETA
 from difftilt.report.comparison import draw_comparison, draw_front
 from difftilt.report.tables import Column
 

@@ -1,17 +1,17 @@
 """The recipes by name."""
 
 from difftilt.recipes.base import Recipe
-from difftilt.recipes.control import Control
+from difftilt.recipes.control.recipe import Control
 from difftilt.recipes.custom import Custom
-from difftilt.recipes.exact import Exact
-from difftilt.recipes.fashion import Fashion
-from difftilt.recipes.infill import Infill
-from difftilt.recipes.molecules import Molecules
-from difftilt.recipes.rocstories import RocStories
-from difftilt.recipes.sequences import Sequences
-from difftilt.recipes.shapes import Shapes
-from difftilt.recipes.stable_diffusion import StableDiffusion
-from difftilt.recipes.text_to_image import HeldOutPrompts
+from difftilt.recipes.exact.recipe import Exact
+from difftilt.recipes.images.fashion import Fashion
+from difftilt.recipes.molecules.recipe import Molecules
+from difftilt.recipes.sequences.recipe import Sequences
+from difftilt.recipes.shapes.recipe import Shapes
+from difftilt.recipes.text.infill import Infill
+from difftilt.recipes.text.rocstories import RocStories
+from difftilt.recipes.text_to_image.recipe import HeldOutPrompts
+from difftilt.recipes.text_to_image.stable_diffusion import StableDiffusion
 
 RECIPES: dict[str, type[Recipe]] = {
     "fashion": Fashion,
