@@ -116,9 +116,11 @@ def plan_of(problem: ExactProblem, effort: Effort, seed: int = 0) -> Training:
     if dimensions(problem) >= MANY_DIMENSIONS:
         return on_own_paths(plan)
     if effort.seconds is None:
-        # Where calls are counted, rollouts for the pool are what they are spent on.
-        fresh = POOL_FRESH.get(problem.name, 32)
-        return replace(plan, warm_start=0.6, replaying=Replaying(pool_fresh=fresh))
+        # Where calls are counted, rollouts for the pool are what they are spent on; and of the few
+        # hundred updates that they buy, more are spent at the full rates.
+        fresh = Replaying(pool_fresh=POOL_FRESH.get(problem.name, 32))
+        optimisation = replace(plan.optimisation, decay_from=0.6)
+        return replace(plan, warm_start=0.6, replaying=fresh, optimisation=optimisation)
     return plan
 
 
