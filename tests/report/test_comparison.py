@@ -88,6 +88,24 @@ def test_every_dot_is_inside_its_panel(tmp_path: Path, monkeypatch: pytest.Monke
         assert dots and low <= min(dots) and max(dots) <= high
 
 
+def test_panels_stand_three_across_and_leave_out_what_has_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    rows = [
+        {"problem": p, "method": m, "seed": 0, "ess": e, "log_z_error": e}
+        for p in "abcd"
+        for m, e in (("dps", 0.1), ("rtb", 0.9), ("best_of_n", None))
+    ]
+    draw_comparison(rows, ("ess", "log_z_error"), tmp_path / "figure.png")
+    shown = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown[::2]] == list("abcd")
+    assert {axes.get_gridspec().get_geometry() for axes in shown} == {(2, 6)}
+    for axes in shown[::2]:
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["rtb", "dps"]
+
+
 def test_another_ending_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"figure\.doc should end in \.png, \.svg or \.pdf"):
         draw_comparison(ROWS, ("ess",), tmp_path / "figure.doc")

@@ -10,6 +10,8 @@ from difftilt.errors import InputError, require
 from difftilt.report.tables import Cell, Spread
 
 Row = Mapping[str, Any]
+ACROSS = 3
+"""Problems of a figure beside each other."""
 AXES = {
     "ess": "effective sample size",
     "log_z_error": "|error of log Z|, nats",
@@ -93,7 +95,9 @@ def _cell(rows: Sequence[Row], key: str, errors: bool) -> Cell:
 
 
 def draw_comparison(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:
-    """A dot for each seed: methods from top to bottom, a column per key, a band per problem.
+    """A dot for each seed: methods from top to bottom, a column per key, a panel per problem.
+
+    Methods that have no figure of the first key are left out; RTB's are marked.
 
     Arguments:
         rows: as of ``compared``.
@@ -106,17 +110,22 @@ def draw_comparison(rows: Sequence[Row], keys: Sequence[str], path: Path) -> Non
     """
     names = list(dict.fromkeys(row["problem"] for row in rows))
     order = {name: _order(rows, name, keys[0]) for name in names}
-    heights = [1 + len(order[name]) for name in names]
-    figure = _figure(path, (4.2 * len(keys), 0.24 * sum(heights) + 0.6))
-    grid = figure.subplots(len(names), len(keys), squeeze=False, height_ratios=heights)
-    for line, name in zip(grid, names, strict=True):
-        for axes, key in zip(line, keys, strict=True):
+    across = min(ACROSS, len(names))
+    lines = [names[i : i + across] for i in range(0, len(names), across)]
+    heights = [1 + max(len(order[name]) for name in line) for line in lines]
+    figure = _figure(path, (3.2 * len(keys) * across + 1, 0.24 * sum(heights) + 0.6))
+    grid = figure.subplots(len(lines), len(keys) * across, squeeze=False, height_ratios=heights)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for i, name in enumerate(names):
+        band = grid[i // across, (i % across) * len(keys) :][: len(keys)]
+        for axes, key in zip(band, keys, strict=True):
+            axes.set_visible(True)
             _dots(axes, [r for r in rows if r["problem"] == name], order[name], key)
-        line[0].set_title(name, loc="left", fontsize=10)
-        for axes in line[1:]:
+            axes.set_xlabel(AXES.get(key, key), fontsize=8)
+        band[0].set_title(name, loc="left", fontsize=10)
+        for axes in band[1:]:
             axes.set_yticklabels([])
-    for axes, key in zip(grid[-1], keys, strict=True):
-        axes.set_xlabel(AXES.get(key, key), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -183,14 +192,16 @@ def _figure(path: Path, size: tuple[float, float]) -> Any:
 
 
 def _order(rows: Sequence[Row], problem: str, key: str) -> list[str]:
-    found = compared([r for r in rows if r["problem"] == problem], ["method"], key, key == "ess")
+    own = [r for r in rows if r["problem"] == problem and r.get(key) is not None]
+    found = compared(own, ["method"], key, key == "ess")
     return [row["method"] for row in found]
 
 
 def _dots(axes: Any, rows: Sequence[Row], order: Sequence[str], key: str) -> None:
     for i, method in enumerate(order):
         values = _values([r for r in rows if r["method"] == method], key)
-        axes.plot(values, [i] * len(values), "o", ms=4, alpha=0.7, color="#dd6b20")
+        marker, colour = ("D", "#2b6cb0") if method.startswith("rtb") else ("o", "#dd6b20")
+        axes.plot(values, [i] * len(values), marker, ms=4, alpha=0.7, color=colour)
     axes.set_yticks(range(len(order)), order, fontsize=8)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=8)
