@@ -6,10 +6,7 @@ from difftilt.forms import Form, ValueGuided
 from difftilt.posteriors import Target
 from difftilt.recipes.images.fashion import Fashion
 from difftilt.recipes.tables.label_guidance import classifier_free, classifier_guided
-from difftilt.recipes.tables.makers import (
-    Maker,
-    Setting,
-)
+from difftilt.recipes.tables.makers import Maker, Setting
 from difftilt.recipes.tables.networks import network_methods, training_free_methods
 
 SAMPLES = 1024
