@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from difftilt.adapters.policies import DiffusionPolicy, new_policy
 from difftilt.adapters.policy_config import PolicyConfig
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.models.residual import ResidualSize
 from difftilt.tasks.control.acting import BestActor, acting
 from difftilt.tasks.control.critics import Critic, Standardised

@@ -47,10 +47,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import GENERATED, GIVEN, MaskedDiffusion, canvas
 from difftilt.forms import FullCopy, LoRA
-from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.kernels.networks import DenoiserKernel, VectorKernel
 from difftilt.loading import load
 from difftilt.models.token_transformer import TokenTransformer, TransformerSize
 from difftilt.posteriors import Perceptron, Prior, Sources

@@ -101,10 +101,10 @@ class Own:
     """difftilt's side."""
 
     def __init__(self) -> None:
-        from difftilt.chains import Chain
+        from difftilt.chains.chain import Chain
         from difftilt.denoisers import NetworkDenoiser
         from difftilt.diffusions.gaussian import GaussianDiffusion
-        from difftilt.kernels import DriftKernel
+        from difftilt.kernels.networks import DriftKernel
         from difftilt.schedules import VariancePreserving
         from difftilt.tasks.exact.grid25 import log_reward_9of25
         from difftilt.training.plan import RTB, BehaviourWeights, Training
@@ -131,9 +131,9 @@ class Own:
 
     def time_to_wanted(self, seconds: float) -> dict[str, float | None]:
         """CPU seconds of training until the mode distance is at most ``WANTED``."""
+        from difftilt.chains.rollouts import rollout
         from difftilt.posteriors import Prior
         from difftilt.recipes.exact.recipe import PERCEPTRON, build, recommended
-        from difftilt.rollouts import rollout
         from difftilt.tasks.exact.grid25 import SCALE
         from difftilt.training.steps import training_step
 

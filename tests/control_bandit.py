@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from difftilt.adapters.policy_config import PolicyConfig
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.models.residual import ResidualSize
 from difftilt.noise import GeneratorNoise
 from difftilt.posteriors import Prior
@@ -18,7 +19,6 @@ from difftilt.recipes.control.methods import (
     control_plan,
 )
 from difftilt.recipes.control.parts import Advantage, ControlSetting, Parts, support_sources
-from difftilt.rollouts import rollout
 from difftilt.tasks.control.behaviour import fit_behaviour
 from difftilt.tasks.control.critics import Critic
 from difftilt.tasks.control.data import OfflineData

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.forms import ValueGuided
 from difftilt.objectives.base import Objective
 from difftilt.training.plan import BehaviourWeights, Training, suited
 from difftilt.training.state import TrainingState
-from difftilt.value_kernel import ValueKernel
-from difftilt.values import Value
+from difftilt.values.functions import Value
+from difftilt.values.kernel import ValueKernel
 from toys import Likelihood, LinearKernel, gaussian_chain, linear_posterior, quick_plan, toy_state
 
 LIKELIHOOD = Likelihood()

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from difftilt.chains import Chain, InitialTilt, Kernel
+from difftilt.chains.chain import Chain, InitialTilt, Kernel
 from difftilt.denoisers import Denoiser, Level, to_clean
 from difftilt.diffusions.gaussian import GaussianDiffusion, implicit_tables
-from difftilt.kernels import DriftKernel, VectorKernel, full_copy
+from difftilt.kernels.networks import DriftKernel, VectorKernel, full_copy
 from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise
 from difftilt.schedules import VariancePreserving

@@ -5,12 +5,12 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Order
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
-from difftilt.values import Value
+from difftilt.values.functions import Value
 
 K, LENGTH = 3, 3
 ENDS = torch.tensor(list(itertools.product(range(K), repeat=LENGTH)))

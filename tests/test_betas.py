@@ -7,24 +7,24 @@ import torch
 from torch import Tensor
 
 from difftilt.betas import BetaBlind, BetaReward, joined_beta, split_beta, with_beta
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.denoisers import Level
 from difftilt.errors import InputError
 from difftilt.forms import Perceptron, ValueGuided
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.models.mlp import Size
 from difftilt.models.numbers import Numbers
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.balance import RTB
 from difftilt.posteriors import Prior, Sources
-from difftilt.rewards import Bounded
-from difftilt.rollouts import rollout
+from difftilt.rewards.wrappers import Bounded
 from difftilt.schedules import quantile_log_snr
-from difftilt.scoring import log_ratio
 from difftilt.tasks.bandits import Bandit, ContextualDenoiser, ContextualMixture, line_law
 from difftilt.tasks.exact.vectors import vector_chain
 from difftilt.training.plan import BehaviourWeights, Optimisation
-from difftilt.transitions import GaussianTilt
-from difftilt.values import VectorValue
+from difftilt.transitions.gaussian import GaussianTilt
+from difftilt.values.functions import VectorValue
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 STATES = torch.tensor([[0.5, -1.0], [0.0, 0.25], [1.0, 1.0]])

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.orders import LeftToRight
 from difftilt.errors import InputError, RewardError
 from difftilt.infilling import Completion, Infilling
 from difftilt.loading import load
 from difftilt.objectives.supervised import Supervised
 from difftilt.posteriors import Sources
-from difftilt.rewards import CheckedReward
+from difftilt.rewards.contract import CheckedReward
 from difftilt.tasks.shipped import shipped_folder
 from difftilt.text.fillings import filled_in
 from difftilt.text_priors import TextPrior

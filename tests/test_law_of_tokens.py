@@ -11,12 +11,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, canvas
 from difftilt.diffusions.orders import AnyOrder, LeftToRight, Order, Stepwise
 from difftilt.forms import FullCopy
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.tokens.laws import exact_law
 from difftilt.tasks.tokens.networks import arbitrary_table
 from token_paths import token_chain

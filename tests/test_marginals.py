@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.scoring import log_ratio
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, canvas
 from difftilt.diffusions.orders import (
     AnyOrder,
@@ -20,7 +21,8 @@ from difftilt.diffusions.orders import (
 )
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
+from difftilt.kernels.order import OrderKernel
 from difftilt.marginals import (
     completion_law,
     completions,
@@ -28,8 +30,6 @@ from difftilt.marginals import (
     terminal_residual,
     words,
 )
-from difftilt.order_kernel import OrderKernel
-from difftilt.scoring import log_ratio
 from difftilt.tasks.tokens.networks import (
     TabularNetwork,
     TransformerNetwork,

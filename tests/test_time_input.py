@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.denoisers import NetworkDenoiser
-from difftilt.kernels import DriftKernel
-from difftilt.rollouts import rollout
+from difftilt.kernels.networks import DriftKernel
 from small_chains import DIMENSION, STEPS, EmbeddedDrift, Waves, moved, noise, perceptron, prior
 
 

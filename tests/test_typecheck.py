@@ -6,7 +6,7 @@ from jaxtyping import TypeCheckError
 
 import typecheck
 from difftilt._ops import log_mean_exp, over_event
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 
 
 def test_a_wrong_type_is_found_at_first_and_in_the_next_test():

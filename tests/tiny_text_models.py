@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from difftilt.adapters.text.base import TextModel
 from difftilt.adapters.text.ddit_network import DDiTNetwork
 from difftilt.adapters.text.families import PUBLISHED
-from difftilt.categorical import Reveal
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import MaskedDiffusion, MaskedLevel
+from difftilt.transitions.categorical import Reveal
 
 WORDS = [f"word{i}" for i in range(20)]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -10,12 +10,12 @@ import itertools
 import torch
 from torch import Tensor
 
-from difftilt.categorical import CategoricalTilt
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Order
 from difftilt.noise import GeneratorNoise
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
+from difftilt.transitions.categorical import CategoricalTilt
 
 TOKENS, LENGTH, EXTRA = 3, 3, 4
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Order
 from difftilt.marginals import words

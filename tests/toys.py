@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from difftilt.chains import Chain, InitialTilt, Kernel
+from difftilt.chains.chain import Chain, InitialTilt, Kernel
 from difftilt.denoisers import Denoiser, Level
 from difftilt.diffusions.gaussian import GaussianDiffusion
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.models.mlp import Size
 from difftilt.schedules import VariancePreserving
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 from difftilt.training.state import TrainingState
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 
 MEAN, STD = 0.5, 0.8
 LogReward = Callable[[Tensor, Tensor | None], Tensor]
@@ -148,3 +148,9 @@ def toy_state(
     return TrainingState(
         chain, log_reward or Likelihood(), options.pop("beta", 1.0), plan, **options
     )
+
+
+def image_chain(shape: tuple[int, ...] = (1, 4, 4), steps: int = 3) -> Chain:
+    """Images of independent standard Gaussian pixels under their exact denoiser."""
+    levels = VariancePreserving(clean=6.0, noisy=-6.0).levels(steps)
+    return Chain(GaussianDenoiser(0.0, 1.0), GaussianDiffusion(levels), shape)

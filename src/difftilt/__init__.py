@@ -6,7 +6,7 @@
     images = posterior.sample(64)
     print(posterior.certify(4096))
 
-Everything is a chain with known kernels: see ``difftilt.chains``.
+Everything is a chain with known kernels: see ``difftilt.chains.chain``.
 
 The names below are imported when they are first asked for, so that ``import difftilt`` and
 ``difftilt --help`` do not wait for torch.
@@ -38,8 +38,9 @@ if _typing.TYPE_CHECKING:
     from difftilt.adapters.text.export import export_text_model
     from difftilt.adapters.text.readers import load_reader
     from difftilt.adapters.text_rewards import ReadingReward, SimilarityReward, TextClassifierReward
-    from difftilt.chains import Chain, Path
-    from difftilt.controls import ControlReward
+    from difftilt.chains.chain import Chain, Path
+    from difftilt.chains.rollouts import bridge, rollout
+    from difftilt.chains.scoring import backward, log_ratio
     from difftilt.diagnostics.calibration import Calibration, calibration
     from difftilt.diagnostics.certificate import Certificate
     from difftilt.diagnostics.conditional import ConditionalCertificate
@@ -69,7 +70,6 @@ if _typing.TYPE_CHECKING:
     from difftilt.guidance.pseudoinverse import PiGDM
     from difftilt.guidance.reconstruction import DPS, LGDMC
     from difftilt.infilling import Completion, Infilling, InfillingPosterior
-    from difftilt.isolation import isolated
     from difftilt.loading import (
         load,
     )
@@ -89,7 +89,6 @@ if _typing.TYPE_CHECKING:
     )
     from difftilt.objectives.supervised import Supervised
     from difftilt.objectives.wake import Wake
-    from difftilt.populations import PopulationSampler
     from difftilt.posteriors import (
         Posterior,
         Prior,
@@ -97,7 +96,9 @@ if _typing.TYPE_CHECKING:
         Target,
         latent,
     )
-    from difftilt.rewards import (
+    from difftilt.rewards.controls import ControlReward
+    from difftilt.rewards.isolation import isolated
+    from difftilt.rewards.wrappers import (
         Bounded,
         ClassifierReward,
         Floored,
@@ -105,9 +106,8 @@ if _typing.TYPE_CHECKING:
         Summed,
         Tempered,
     )
-    from difftilt.rollouts import bridge, rollout
+    from difftilt.sampling.populations import PopulationSampler
     from difftilt.schedules import RectifiedFlow, VarianceExploding, VariancePreserving
-    from difftilt.scoring import backward, log_ratio
     from difftilt.smc.methods import (
         SVDD,
         TDS,
@@ -139,7 +139,7 @@ if _typing.TYPE_CHECKING:
         Replaying,
         Training,
     )
-    from difftilt.values import Value, VectorValue
+    from difftilt.values.functions import Value, VectorValue
 
 __version__ = "0.1.0.dev0"
 
@@ -308,11 +308,11 @@ _HOMES = {
         "SimilarityReward",
         "TextClassifierReward",
     ),
-    "difftilt.chains": (
+    "difftilt.chains.chain": (
         "Chain",
         "Path",
     ),
-    "difftilt.controls": ("ControlReward",),
+    "difftilt.rewards.controls": ("ControlReward",),
     "difftilt.diagnostics.calibration": (
         "Calibration",
         "calibration",
@@ -370,7 +370,7 @@ _HOMES = {
         "Infilling",
         "InfillingPosterior",
     ),
-    "difftilt.isolation": ("isolated",),
+    "difftilt.rewards.isolation": ("isolated",),
     "difftilt.loading": ("load",),
     "difftilt.marginals": (
         "marginal_log_prob",
@@ -404,7 +404,7 @@ _HOMES = {
     ),
     "difftilt.objectives.supervised": ("Supervised",),
     "difftilt.objectives.wake": ("Wake",),
-    "difftilt.populations": ("PopulationSampler",),
+    "difftilt.sampling.populations": ("PopulationSampler",),
     "difftilt.posteriors": (
         "Posterior",
         "Prior",
@@ -412,7 +412,7 @@ _HOMES = {
         "Target",
         "latent",
     ),
-    "difftilt.rewards": (
+    "difftilt.rewards.wrappers": (
         "Bounded",
         "ClassifierReward",
         "Floored",
@@ -420,7 +420,7 @@ _HOMES = {
         "Summed",
         "Tempered",
     ),
-    "difftilt.rollouts": (
+    "difftilt.chains.rollouts": (
         "bridge",
         "rollout",
     ),
@@ -429,7 +429,7 @@ _HOMES = {
         "VarianceExploding",
         "VariancePreserving",
     ),
-    "difftilt.scoring": (
+    "difftilt.chains.scoring": (
         "backward",
         "log_ratio",
     ),
@@ -473,7 +473,7 @@ _HOMES = {
         "Replaying",
         "Training",
     ),
-    "difftilt.values": (
+    "difftilt.values.functions": (
         "Value",
         "VectorValue",
     ),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difftilt.denoisers import Denoiser
 from difftilt.errors import InputError
-from difftilt.reward_contract import LogReward, as_reward
+from difftilt.rewards.contract import LogReward, as_reward
 
 
 @final

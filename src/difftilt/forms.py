@@ -4,21 +4,21 @@ whose gradient guides, or the strengths of the prior's own guidance."""
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.errors import InputError
 from difftilt.guidance.base import Guidance
 from difftilt.guidance.classifier_free import ClassifierFreeDirection
 from difftilt.guidance.strengths import LearnedGuidanceKernel, SlopeDirection
-from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.kernels.networks import DenoiserKernel, VectorKernel
+from difftilt.kernels.order import ordered
+from difftilt.kernels.token_heads import tempered
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size
 from difftilt.models.numbers import Numbers
 from difftilt.models.reads import Reads
-from difftilt.order_kernel import ordered
-from difftilt.reward_contract import LogReward
-from difftilt.token_heads import tempered
-from difftilt.value_kernel import ValueKernel
-from difftilt.value_networks import value_for
+from difftilt.rewards.contract import LogReward
+from difftilt.values.kernel import ValueKernel
+from difftilt.values.networks import value_for
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FullCopy(Form):
 
     def kernel(self, chain: Chain) -> Kernel:
         """The kernel on a prior's chain, at its starting point."""
-        from difftilt.kernels import full_copy
+        from difftilt.kernels.networks import full_copy
 
         if self.labels is not None:
             from difftilt.adapters.labels import labelled_copy

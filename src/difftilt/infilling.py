@@ -32,11 +32,11 @@ from difftilt.adapters.text.export import export_text_model
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.errors import InputError
 from difftilt.forms import Form
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.noise import StreamNoise
 from difftilt.objectives.base import Objective
 from difftilt.posteriors import Posterior, Sources, Target
-from difftilt.sampling import Correction, Samples, weighted_sample
+from difftilt.sampling.draws import Correction, Samples, weighted_sample
 from difftilt.text.canvases import Canvases
 from difftilt.text.codecs import TextModel
 from difftilt.text.fillings import Filling, filled_in
@@ -214,7 +214,7 @@ class InfillingPosterior:
             n: number of fillings.
             context: number of the template.
             seed: of the draw; filling i does not depend on n.
-            correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.corrected_sample``).
+            correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.draws.corrected_sample``).
             effort: proposals, steps or particles per corrected filling.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError

@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from difftilt.categorical import Reveal
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.masked import GENERATED, MaskedDiffusion
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel
-from difftilt.order_kernel import OrderKernel
+from difftilt.kernels.networks import DenoiserKernel
+from difftilt.kernels.order import OrderKernel
+from difftilt.transitions.categorical import Reveal
 
 MOST_STATES = 2_000_000
 

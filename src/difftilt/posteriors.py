@@ -21,20 +21,19 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from difftilt.chains import Chain, InitialTilt
+from difftilt.chains.chain import Chain, InitialTilt
+from difftilt.chains.fingerprints import chain_record, described
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
-from difftilt.fingerprints import chain_record, described
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.guidance.base import Guidance
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.objectives.base import Objective
-from difftilt.populations import PopulationSampler
 from difftilt.ranges import finite_number
-from difftilt.rewards import CheckedReward, as_reward, reward_bound
-from difftilt.sampling import (
+from difftilt.rewards.contract import CheckedReward, as_reward, reward_bound
+from difftilt.sampling.draws import (
     Correction,
     Samples,
     Tilted,
@@ -43,13 +42,14 @@ from difftilt.sampling import (
     sample,
     weighted_sample,
 )
+from difftilt.sampling.populations import PopulationSampler
 from difftilt.smc.population import Population
 from difftilt.training.fits import fit_in, load_fit
 from difftilt.training.loop import train
 from difftilt.training.plan import Training, suited
 from difftilt.training.state import TrainingState
-from difftilt.value_kernel import ValueKernel
-from difftilt.values import Value
+from difftilt.values.functions import Value
+from difftilt.values.kernel import ValueKernel
 
 
 @dataclass(frozen=True)
@@ -357,7 +357,7 @@ class Posterior:
         Arguments:
             n: number of samples.
             seed: of the draw; sample i does not depend on n.
-            correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.corrected_sample``).
+            correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.draws.corrected_sample``).
             effort: proposals, steps or particles per corrected sample.
         """
         return self.target.prior.decoded(self.draw(n, seed, correct, effort).x_0)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.diffusions.orders import Order
 from difftilt.errors import InputError
 from difftilt.infilling import Infilling
 from difftilt.posteriors import Prior
-from difftilt.rewards import as_reward
+from difftilt.rewards.contract import as_reward
 from difftilt.text.blocks import check_sight, order_of
 from difftilt.text.canvases import Canvases, canvases_of, given_canvases
 from difftilt.text.codecs import Codec, TextModel, codec_of

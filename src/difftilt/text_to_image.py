@@ -24,15 +24,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt import isolation_worker as worker
 from difftilt.adapters.text_to_image import TextToImageModel
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.forms import Form, LoRA
 from difftilt.objectives.base import Objective
-from difftilt.populations import PopulationSampler
 from difftilt.posteriors import Posterior, Prior, Sources, Target
-from difftilt.reward_contract import CheckedReward, reward_bound
-from difftilt.sampling import Correction, Samples, corrected_sample, weighted_sample
+from difftilt.rewards import isolation_worker as worker
+from difftilt.rewards.contract import CheckedReward, reward_bound
+from difftilt.sampling.draws import Correction, Samples, corrected_sample, weighted_sample
+from difftilt.sampling.populations import PopulationSampler
 from difftilt.smc.population import Population
 
 Pictures = Float[Tensor, "P n 3 height width"]
@@ -236,7 +236,7 @@ class TextToImagePosterior:
             n: pictures per prompt.
             prompts: any, those that it was not trained for included; default the task's.
             seed: of the draw; picture i of a prompt does not depend on n or the other prompts.
-            correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.corrected_sample``).
+            correct: None, "snis", "mh" or "smc" (see ``difftilt.sampling.draws.corrected_sample``).
             effort: proposals, steps or particles per corrected picture.
         """
         return self.task.stacked(self.draw(n, prompts, seed, correct, effort))

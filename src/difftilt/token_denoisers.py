@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from difftilt.categorical import Reveal, read
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.masked import MaskedLevel, completed
 from difftilt.errors import InputError
 from difftilt.models.heads import ZeroLinear
+from difftilt.transitions.categorical import Reveal, read
 
 
 class TokenNetwork(nn.Module, ABC):

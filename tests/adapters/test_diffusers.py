@@ -15,15 +15,15 @@ from diffusers import (
 from difftilt.adapters.diffusers import chain_from_pipeline, drift_unet
 from difftilt.adapters.export import PipelineChain
 from difftilt.adapters.lora import lora
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.fingerprints import fingerprint
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import backward, log_ratio
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
-from difftilt.fingerprints import fingerprint
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.schedules import VariancePreserving
-from difftilt.scoring import backward, log_ratio
 
 
 def noise(seed: int = 1) -> GeneratorNoise:

@@ -20,12 +20,12 @@ from torch import Tensor
 from difftilt.adapters.diffusers import chain_from_pipeline, drift_unet
 from difftilt.adapters.export import PipelineChain
 from difftilt.adapters.lora import lora
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
+from difftilt.chains.fingerprints import fingerprint
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import CheckpointError, InputError
-from difftilt.fingerprints import fingerprint
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 
 FORMS = {
     "full copy": full_copy,

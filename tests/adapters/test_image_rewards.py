@@ -19,7 +19,8 @@ from difftilt.adapters.image_rewards.names import KINDS
 from difftilt.adapters.image_rewards.processing import processing_of
 from difftilt.cli import main
 from difftilt.errors import InputError, MissingPackage, RewardError
-from difftilt.rewards import Summed, as_reward
+from difftilt.rewards.contract import as_reward
+from difftilt.rewards.wrappers import Summed
 from readme import GUIDES, command_lines
 
 X = tiny.pictures()

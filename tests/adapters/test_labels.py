@@ -6,9 +6,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import difftilt
 from difftilt.adapters.labels import labelled_copy
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.errors import InputError
-from difftilt.rollouts import rollout
-from difftilt.scoring import log_ratio
 from small_chains import noise, prior
 
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from difftilt.adapters.diffusers import chain_from_pipeline
 from difftilt.adapters.lora import ATTENTION, lora, plain_copy
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import backward, log_ratio
 from difftilt.denoisers import Denoiser, Level, NetworkDenoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.schedules import VariancePreserving
-from difftilt.scoring import backward, log_ratio
 
 
 class Perceptron(nn.Module):

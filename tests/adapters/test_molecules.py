@@ -13,16 +13,16 @@ from difftilt.adapters.molecules import (
     projected,
     subspace_log_prob,
 )
-from difftilt.chains import Chain, InitialTilt, Path
+from difftilt.chains.chain import Chain, InitialTilt, Path
+from difftilt.chains.rollouts import bridge, rollout
+from difftilt.chains.scoring import log_ratio, step_scores
 from difftilt.errors import InputError
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.models.egnn import AtomNetwork, AtomNetworkSize, present_atoms
 from difftilt.models.numbers import Numbers
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import bridge, rollout
 from difftilt.schedules import Polynomial
-from difftilt.scoring import log_ratio, step_scores
-from difftilt.transitions import Gaussian, GaussianTilt
+from difftilt.transitions.gaussian import Gaussian, GaussianTilt
 
 ATOMS, FEATURES, STEPS = 6, 4, 8
 COUNTS = torch.tensor([6, 3, 5, 2])

@@ -16,14 +16,14 @@ from difftilt.adapters.point_clouds import (
     load_point_clouds,
 )
 from difftilt.adapters.pointwise import NAMES, PointwiseLevels, pointwise_chain
-from difftilt.chains import Path
+from difftilt.chains.chain import Path
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.errors import CheckpointError, InputError
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.models.point_cloud import PointNetwork, PointNetworkSize
 from difftilt.models.pointwise import PointwiseNetwork
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
-from difftilt.scoring import log_ratio
 
 CONFIG, WEIGHTS = FOLDER.files
 SIZE = PointNetworkSize(width=16, token_width=16, tokens=4, blocks=2, heads=2, frequencies=2)

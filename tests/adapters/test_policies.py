@@ -17,11 +17,11 @@ from difftilt.adapters.policies import (
     new_policy,
 )
 from difftilt.adapters.policy_config import PolicyConfig
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import CheckpointError, InputError
-from difftilt.kernels import full_copy, untilted
+from difftilt.kernels.networks import full_copy, untilted
 from difftilt.models.residual import ResidualSize
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 
 pytest.importorskip("diffusers")
 CONFIG, WEIGHTS = FOLDER.files

@@ -14,11 +14,11 @@ from diffusers import (
 from torch import Tensor, nn
 
 from difftilt.adapters.schedulers import diffusion_from_scheduler
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 
 SHAPE = (3, 4, 4)
 BATCH = 3

@@ -12,8 +12,9 @@ from difftilt.adapters.text_rewards import (
     TextClassifierReward,
 )
 from difftilt.errors import InputError, RewardError
-from difftilt.isolation import isolated
-from difftilt.rewards import Bounded, Floored, Summed, Tempered, reward_bound
+from difftilt.rewards.contract import reward_bound
+from difftilt.rewards.isolation import isolated
+from difftilt.rewards.wrappers import Bounded, Floored, Summed, Tempered
 from difftilt.text.layouts import Passage
 from difftilt.text.rewards import StringReward
 from tiny_text import byte_tokenizer, log_likelihood, tiny_gpt, tiny_prior, word_tokenizer

@@ -5,6 +5,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -351,3 +353,10 @@ def test_another_objective_by_its_name(difftilt_command):
 def test_an_unknown_objective_is_named(refused):
     said = refused("train", "exact", "--objective", "Nope")
     assert said.startswith("unknown objective 'Nope'; choose one of AdjointMatching, AdvantageWe")
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "difftilt", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == difftilt.__version__

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from difftilt.adapters.generators import latent_chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.denoisers import Level
 from difftilt.diffusions.latent import StandardNormalDenoiser, latent_diffusion
 from difftilt.errors import InputError
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.schedules import (
     NoiseLevels,
     RectifiedFlow,
@@ -17,7 +18,6 @@ from difftilt.schedules import (
     levels_from_log_snr,
     quantile_log_snr,
 )
-from difftilt.scoring import log_ratio
 
 STEPS = [1, 2, 7, 100]
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import back_and_forth, bridge, rollout
+from difftilt.chains.scoring import backward, log_ratio
 from difftilt.diffusions.masked import (
     GENERATED,
     SUFFIX,
@@ -18,8 +20,6 @@ from difftilt.diffusions.orders import AnyOrder, Blocks, LeftToRight, Order, Par
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
 from difftilt.noise import GeneratorNoise, StreamNoise
-from difftilt.rollouts import back_and_forth, bridge, rollout
-from difftilt.scoring import backward, log_ratio
 from token_chains import (
     LENGTH,
     TOKENS,

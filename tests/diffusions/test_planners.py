@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import back_and_forth, bridge, rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.diffusions.masked import GENERATED, canvas
 from difftilt.diffusions.orders import LeastEntropy
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
 from difftilt.noise import GeneratorNoise, StreamNoise
-from difftilt.rollouts import back_and_forth, bridge, rollout
-from difftilt.scoring import log_ratio
 from difftilt.token_denoisers import TokenDenoiser
 from token_chains import (
     LENGTH,

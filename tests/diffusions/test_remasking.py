@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
+from difftilt.chains.rollouts import back_and_forth, bridge, rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.diffusions.masked import GENERATED, canvas
 from difftilt.diffusions.orders import Parallel
 from difftilt.diffusions.remasking import Loop, Remasking
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
 from difftilt.noise import GeneratorNoise, StreamNoise
-from difftilt.rollouts import back_and_forth, bridge, rollout
-from difftilt.scoring import log_ratio
 from token_chains import LENGTH, TOKENS, Table, arbitrary, every_end, masked_chain, place_of
 
 RULES = {

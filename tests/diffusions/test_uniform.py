@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.categorical import CategoricalTilt
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
+from difftilt.chains.rollouts import back_and_forth, bridge, rollout
+from difftilt.chains.scoring import backward, log_ratio, step_scores
 from difftilt.diffusions.masked import GENERATED, canvas
 from difftilt.diffusions.uniform import UniformDiffusion
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy, LoRA
 from difftilt.noise import GeneratorNoise, StreamNoise
-from difftilt.rollouts import back_and_forth, bridge, rollout
-from difftilt.scoring import backward, log_ratio, step_scores
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
+from difftilt.transitions.categorical import CategoricalTilt
 
 TOKENS, LENGTH, STEPS = 3, 2, 3
 

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 import small_chains
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.denoisers import Denoiser, Level
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import InputError
 from difftilt.guidance.classifier_free import ClassifierFreeGuidance, ClassifierFreeKernel
-from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.kernels.networks import DenoiserKernel, VectorKernel
 from difftilt.models.labels import Labels
-from difftilt.rollouts import rollout
-from difftilt.scoring import log_ratio
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 from gaussian_values import LIKELIHOOD, exact_table, exact_values, linear
 from small_chains import CONDITION
 from toys import LinearKernel, end_law

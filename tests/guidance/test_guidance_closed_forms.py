@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 import small_chains
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.denoisers import Denoiser, Level
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.guidance.base import Guidance
 from difftilt.guidance.learned import ClassifierGuidance, OracleGuidance, ValueGuidance
 from difftilt.guidance.pseudoinverse import PiGDM
 from difftilt.guidance.reconstruction import DPS, LGDMC
-from difftilt.rewards import Bounded, GaussianLikelihood
+from difftilt.rewards.wrappers import Bounded, GaussianLikelihood
 from difftilt.tasks.exact.denoisers import MixtureDenoiser, ProductMixtureDenoiser
 from difftilt.tasks.exact.linear_gaussian import (
     NOISE,
@@ -25,8 +25,8 @@ from difftilt.tasks.exact.linear_gaussian import (
     isotropic_model,
 )
 from difftilt.tasks.exact.vectors import vector_chain
-from difftilt.transitions import GaussianTilt
-from difftilt.values import Value
+from difftilt.transitions.gaussian import GaussianTilt
+from difftilt.values.functions import Value
 
 STEPS = 6
 ISOTROPIC_STD = math.sqrt(1.5)

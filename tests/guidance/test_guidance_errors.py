@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import small_chains
+from difftilt.chains.rollouts import rollout
 from difftilt.denoisers import Denoiser, Level
 from difftilt.errors import InputError, RewardError
 from difftilt.guidance.base import Guidance
@@ -18,9 +19,8 @@ from difftilt.guidance.learned import ClassifierGuidance, OracleGuidance, ValueG
 from difftilt.guidance.pseudoinverse import PiGDM
 from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.posteriors import Prior
-from difftilt.rewards import GaussianLikelihood
-from difftilt.rollouts import rollout
-from difftilt.values import VectorValue
+from difftilt.rewards.wrappers import GaussianLikelihood
+from difftilt.values.functions import VectorValue
 
 
 def smooth(x_0: Tensor) -> Tensor:

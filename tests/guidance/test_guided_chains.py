@@ -10,7 +10,9 @@ from torch import Tensor
 
 import difftilt
 import small_chains
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import backward, log_ratio, step_scores
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.guidance.base import Guidance
 from difftilt.guidance.learned import (
@@ -22,9 +24,7 @@ from difftilt.guidance.pseudoinverse import PiGDM
 from difftilt.guidance.reconstruction import DPS, LGDMC
 from difftilt.models.mlp import Size
 from difftilt.posteriors import Prior
-from difftilt.rewards import GaussianLikelihood
-from difftilt.rollouts import rollout
-from difftilt.scoring import backward, log_ratio, step_scores
+from difftilt.rewards.wrappers import GaussianLikelihood
 from difftilt.tasks.exact.grid25 import (
     CENTRES,
     SCALE,
@@ -33,9 +33,9 @@ from difftilt.tasks.exact.grid25 import (
     log_reward_9of25,
     prior25,
 )
-from difftilt.transitions import GaussianTilt
-from difftilt.value_kernel import ValueKernel
-from difftilt.values import VectorValue
+from difftilt.transitions.gaussian import GaussianTilt
+from difftilt.values.functions import VectorValue
+from difftilt.values.kernel import ValueKernel
 from toys import Likelihood, gaussian_chain
 
 STANDARD_ERRORS = 5  # two-sided false alarm 6e-7 each

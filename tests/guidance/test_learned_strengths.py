@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 import difftilt as dt
-from difftilt.chains import Kernel
+from difftilt.chains.chain import Kernel
+from difftilt.chains.rollouts import rollout
 from difftilt.guidance.strengths import FARTHEST, LearnedGuidanceKernel, SlopeDirection
-from difftilt.rollouts import rollout
-from difftilt.sampling import sample_paths
+from difftilt.sampling.draws import sample_paths
 from difftilt.tasks.exact.linear_gaussian import NOISE, isotropic_model
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 
 STEPS = 20
 

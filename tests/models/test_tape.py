@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
-from difftilt.kernels import VectorKernel
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import backward, log_ratio
+from difftilt.kernels.networks import VectorKernel
 from difftilt.models.mlp import Size, StepMLP
 from difftilt.models.tape import BLOCK, Tape
-from difftilt.rollouts import rollout
-from difftilt.scoring import backward, log_ratio
 from difftilt.tasks.exact.grid25 import prior25
 
 STEPS = 4

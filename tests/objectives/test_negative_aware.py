@@ -10,7 +10,7 @@ from difftilt.errors import InputError
 from difftilt.objectives.base import kinds
 from difftilt.objectives.ends import EndScores
 from difftilt.objectives.negative_aware import NegativeAware, negative_aware
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 
 ROWS, DIMENSION = 7, 3
 

@@ -10,7 +10,7 @@ from difftilt.errors import InputError
 from difftilt.objectives.ends import EndScores
 from difftilt.objectives.forward import AdvantageWeighted, advantage, advantage_weighted
 from difftilt.objectives.payoff import RGDM, RewardWeighted, preferred_landings, reward_weighted
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from control_bandit import BETA, ENDS, PARTS, SIZE, Known, build_known, drawn_q, logged, plan_of
+from difftilt.chains.rollouts import rollout
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.payoff import RewardWeighted
@@ -15,7 +16,6 @@ from difftilt.recipes.control.methods import (
     control_methods,
     trained_methods,
 )
-from difftilt.rollouts import rollout
 from difftilt.tasks.control.acting import BestActor, MeanActor, acting, densest
 from difftilt.tasks.control.behaviour import fit_gaussian
 from difftilt.tasks.control.fitting import Fit

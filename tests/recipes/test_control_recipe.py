@@ -28,7 +28,7 @@ from difftilt.tasks.control.episodes import Episode
 from difftilt.tasks.control.evaluation import evaluate
 from difftilt.tasks.control.fitting import Fit
 from difftilt.tasks.control.stored import load_critic, place, save_critic
-from difftilt.value_kernel import ValueKernel
+from difftilt.values.kernel import ValueKernel
 
 gymnasium = pytest.importorskip("gymnasium")
 for package in ("minari", "mujoco", "diffusers"):

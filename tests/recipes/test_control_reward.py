@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.controls import ControlReward
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.forms import Perceptron
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.models.labels import Labels
 from difftilt.models.mlp import Size
 from difftilt.posteriors import Prior
-from difftilt.rewards import CheckedReward
-from difftilt.rollouts import rollout
-from difftilt.transitions import GaussianTilt, MixtureTilt
+from difftilt.rewards.contract import CheckedReward
+from difftilt.rewards.controls import ControlReward
+from difftilt.transitions.gaussian import GaussianTilt, MixtureTilt
 from small_chains import moved, noise
 from toys import gaussian_chain
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from difftilt.chains.rollouts import rollout
 from difftilt.diagnostics.calibration import Calibration, calibration
 from difftilt.errors import InputError
 from difftilt.forms import Perceptron
@@ -18,8 +19,7 @@ from difftilt.posteriors import Posterior, Prior, Sources
 from difftilt.recipes.base import Drawn
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.images.fashion import CLASSES, Fashion
-from difftilt.rewards import ClassifierReward
-from difftilt.rollouts import rollout
+from difftilt.rewards.wrappers import ClassifierReward
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training
 from difftilt.training.steps import training_step
 from toys import gaussian_chain

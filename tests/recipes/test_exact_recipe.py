@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from difftilt.forms import Perceptron
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.recipes.exact.recipe import (
     Effort,
     Exact,

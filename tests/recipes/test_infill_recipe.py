@@ -13,7 +13,7 @@ from difftilt.recipes.base import Drawn
 from difftilt.recipes.text import infill
 from difftilt.recipes.text.bench import TextBench, text_methods
 from difftilt.recipes.text.infill import Infill, prompted, residual_spread
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.training.steps import training_step
 
 

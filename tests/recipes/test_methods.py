@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from difftilt.benches.exact import Exact, Labels, exact, labels
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
 from difftilt.recipes.exact.bench import Bench
 from difftilt.recipes.exact.methods import default_methods, methods
 from difftilt.recipes.exact.recipe import Effort, build, setting_of
-from difftilt.rollouts import rollout
 
 CALLS = 30_000
 

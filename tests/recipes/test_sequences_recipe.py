@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.noise import StreamNoise
 from difftilt.recipes.run import run
@@ -21,7 +22,6 @@ from difftilt.recipes.shapes.bench import (
 from difftilt.recipes.shapes.recipe import Shapes, set_rows
 from difftilt.recipes.tables.rejection import Run
 from difftilt.report.page import write_report
-from difftilt.rollouts import rollout
 from difftilt.tasks.shapes.values import CloudGuided, CloudValue
 
 DRAWS = 40

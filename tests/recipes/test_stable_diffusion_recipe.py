@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 import tiny_image_text
 import tiny_pipelines
 from difftilt.adapters.image_rewards import JpegSize
+from difftilt.chains.rollouts import rollout
 from difftilt.cli import main
 from difftilt.errors import InputError
 from difftilt.objectives.balance import RTB
@@ -21,7 +22,6 @@ from difftilt.recipes.base import from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.recipes.text_to_image.stable_diffusion import StableDiffusion, paper_training
 from difftilt.report.page import write_report
-from difftilt.rollouts import rollout
 from difftilt.training.checkpoint import load_checkpoint, save_checkpoint
 from difftilt.training.plan import Optimisation, Replaying
 from difftilt.training.state import TrainingState

@@ -17,7 +17,7 @@ from difftilt.recipes.text_to_image.bench import (
 )
 from difftilt.recipes.text_to_image.methods import picture_methods, picture_setting
 from difftilt.recipes.text_to_image.task import Judging, default_prompts, in_turn, picture_task
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.emoji_words import is_held_out, pair_of
 from difftilt.training.steps import training_step
 

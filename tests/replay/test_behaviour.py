@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from difftilt.chains.scoring import log_ratio
 from difftilt.errors import InputError
 from difftilt.replay.behaviour import (
     Behaviour,
@@ -17,7 +18,6 @@ from difftilt.replay.behaviour import (
     Situation,
 )
 from difftilt.replay.buffer import ReplayBuffer
-from difftilt.scoring import log_ratio
 from difftilt.training.state import trainable
 from tests.toys import Likelihood, end_law, gaussian_chain, linear_posterior
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Path
+from difftilt.chains.chain import Path
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.errors import RewardError
 from difftilt.noise import GeneratorNoise
 from difftilt.replay.pool import PathPool, tempered_exponent, within_groups
-from difftilt.rollouts import rollout
-from difftilt.scoring import log_ratio
 from tests.toys import Likelihood, linear_posterior
 
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.smc.feynman_kac import Particles, particle_filter
 from difftilt.smc.potentials import Twist, TwistedChain
 from toys import Likelihood, gaussian_chain

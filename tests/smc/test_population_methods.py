@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise, StreamNoise
-from difftilt.rollouts import rollout
-from difftilt.sampling import Tilted, sample
+from difftilt.sampling.draws import Tilted, sample
 from difftilt.smc.methods import (
     SVDD,
     TDS,
@@ -31,7 +31,7 @@ from difftilt.smc.potentials import Twist
 from difftilt.tasks.exact import ExactProblem
 from difftilt.tasks.exact.grid25 import gmm9of25
 from difftilt.tasks.exact.linear_gaussian import linear_gaussian
-from difftilt.values import Value, VectorValue
+from difftilt.values.functions import Value, VectorValue
 from small_chains import moved, posterior_of, prior
 from toys import Likelihood, end_law, gaussian_chain, linear_posterior
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, MaskedDiffusion, canvas
 from difftilt.diffusions.orders import AnyOrder, LeftToRight, Order, Parallel, Stepwise
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.noise import Noise
 from difftilt.posteriors import Prior
 from difftilt.smc.feynman_kac import Resampling, particle_systems

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from difftilt.chains.rollouts import rollout
 from difftilt.denoisers import Level
 from difftilt.diagnostics.distances import mode_total_variation
 from difftilt.errors import InputError
 from difftilt.forms import Perceptron
-from difftilt.kernels import VectorKernel
+from difftilt.kernels.networks import VectorKernel
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.bandits import Bandit, BestOf, LineLaw, distances, line_law, optimal
 from difftilt.tasks.bandits.counts import PlaneTruth, counted, counting_floor, marginals
 from difftilt.tasks.bandits.line import best_of

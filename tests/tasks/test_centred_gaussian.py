@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from difftilt.chains.rollouts import rollout
 from difftilt.forms import Perceptron
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.balance import RTB
 from difftilt.posteriors import Prior
-from difftilt.rollouts import rollout
 from difftilt.tasks.exact import problems
 from difftilt.tasks.exact.linear_gaussian import NOISE, centred_gaussian, centred_model
 from difftilt.training.plan import BehaviourWeights, Optimisation

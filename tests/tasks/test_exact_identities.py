@@ -6,14 +6,14 @@ from functools import cache
 import pytest
 import torch
 
-from difftilt.chains import Chain, InitialTilt, Path
-from difftilt.kernels import VectorKernel
+from difftilt.chains.chain import Chain, InitialTilt, Path
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
+from difftilt.kernels.networks import VectorKernel
 from difftilt.models.mlp import Size
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
-from difftilt.scoring import log_ratio
 from difftilt.tasks.exact.grid25 import CUTS, SCALE, cell25, gmm9of25, line25, prior25
-from difftilt.transitions import MixtureTilt
+from difftilt.transitions.gaussian import MixtureTilt
 
 STANDARD_ERRORS = 5  # two-sided false alarm 6e-7 for each of some 1,500 statistics: 1e-3 in all
 DRAWS = 20_000

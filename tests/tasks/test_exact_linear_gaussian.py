@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from difftilt.chains import Chain, InitialTilt, Path
+from difftilt.chains.chain import Chain, InitialTilt, Path
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
-from difftilt.scoring import log_ratio
 from difftilt.tasks.exact.affine import AffineChain, OptimalKernel, TiltedAffineChain
 from difftilt.tasks.exact.linear_gaussian import (
     LinearModel,
@@ -17,7 +17,7 @@ from difftilt.tasks.exact.linear_gaussian import (
     isotropic_model,
     linear_gaussian,
 )
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 
 STANDARD_ERRORS = 5  # two-sided false alarm 6e-7 each
 

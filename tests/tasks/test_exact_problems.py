@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.exact import ExactProblem, Truth, problems, rejection_paths
 from difftilt.tasks.exact.grid25 import cell25, gmm9of25, log_reward_corner, rare_corner
 from difftilt.tasks.exact.neural import neural_ring8

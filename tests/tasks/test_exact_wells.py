@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from difftilt.chains.rollouts import rollout
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.exact.wells import (
     draw_signs,
     log_evidence,

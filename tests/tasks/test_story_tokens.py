@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from difftilt.adapters.text.base import load_text_model
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, MaskedDiffusion, completed
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.shipped import load_tokenizer, shipped_folder
 from difftilt.tasks.stories import grammar, tokens
 from difftilt.tasks.stories.layout import Layout

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.diffusions.masked import GENERATED, canvas
 from difftilt.diffusions.orders import AnyOrder, Order, Parallel, Stepwise
 from difftilt.errors import InputError
@@ -16,7 +17,6 @@ from difftilt.noise import GeneratorNoise
 from difftilt.recipes.exact.bench import Bench
 from difftilt.recipes.exact.recipe import Effort, Exact, build, problem_names
 from difftilt.recipes.exact.tokens import averaged, judge_tokens, single
-from difftilt.rollouts import rollout
 from difftilt.tasks.exact.judge import Judgement
 from difftilt.tasks.tokens import TokenProblem, token_problems
 from difftilt.tasks.tokens.laws import exact_law, total_variation

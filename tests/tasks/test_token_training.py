@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.scoring import log_ratio
 from difftilt.diffusions.masked import GENERATED, canvas
 from difftilt.diffusions.orders import AnyOrder, LeftToRight, Order, Stepwise
 from difftilt.forms import FullCopy
+from difftilt.kernels.order import OrderKernel
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Scores
-from difftilt.order_kernel import OrderKernel
 from difftilt.posteriors import Prior
 from difftilt.recipes.exact.tokens import recommended_tokens, tokens_form, tokens_sources
-from difftilt.scoring import log_ratio
 from difftilt.tasks.tokens.laws import exact_law, total_variation
 from difftilt.tasks.tokens.networks import (
     TabularNetwork,

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel, VectorKernel
+from difftilt.kernels.networks import DenoiserKernel, VectorKernel
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.weighted import denoising
-from difftilt.rollouts import rollout
 from difftilt.training.denoising import _distance, denoising_gradient
 from difftilt.training.paths import draw_paths
 from difftilt.training.state import TrainingState

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.diagnostics.intervals import Estimate
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Objective
@@ -27,7 +27,7 @@ from difftilt.posteriors import Perceptron
 from difftilt.recipes.exact.methods import methods
 from difftilt.recipes.exact.recipe import Effort, build, setting_of, target_of
 from difftilt.recipes.tables.makers import ON_POLICY
-from difftilt.sampling import Tilted, certify
+from difftilt.sampling.draws import Tilted, certify
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.training.loop import train
 from difftilt.training.plan import Alarm, BehaviourWeights, Optimisation, Training, suited

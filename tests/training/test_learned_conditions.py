@@ -19,7 +19,7 @@ from difftilt.posteriors import Posterior, Prior, Sources
 from difftilt.smc.methods import SVDD, ValueTwisted
 from difftilt.training.loop import train
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training
-from difftilt.values import Value
+from difftilt.values.functions import Value
 from gaussian_values import exact_values
 from toys import Likelihood, gaussian_chain
 

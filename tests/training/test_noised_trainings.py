@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.forms import ValueGuided
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.base import Objective
@@ -15,12 +16,11 @@ from difftilt.objectives.contrastive import CEP
 from difftilt.objectives.forward import AdvantageWeighted
 from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.posteriors import Prior
-from difftilt.rollouts import rollout
-from difftilt.sampling import sample
+from difftilt.sampling.draws import sample
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training, suited
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
-from difftilt.value_kernel import ValueKernel
+from difftilt.values.kernel import ValueKernel
 from gaussian_values import (
     LIKELIHOOD,
     PRIOR,

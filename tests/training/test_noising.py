@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, InitialTilt, Path
+from difftilt.chains.chain import Chain, InitialTilt, Path
+from difftilt.chains.rollouts import bridge, rollout
 from difftilt.errors import InputError, TrainingError
 from difftilt.forms import ValueGuided
 from difftilt.noise import GeneratorNoise
@@ -17,7 +18,6 @@ from difftilt.objectives.ends import EndObjective
 from difftilt.objectives.forward import AdvantageWeighted
 from difftilt.objectives.payoff import RGDM, RewardWeighted
 from difftilt.posteriors import Prior
-from difftilt.rollouts import bridge, rollout
 from difftilt.training import noising
 from difftilt.training.checkpoint import load_checkpoint, save_checkpoint
 from difftilt.training.noising import end_updates
@@ -26,7 +26,7 @@ from difftilt.training.plan import RTB, BehaviourWeights, Training, suited
 from difftilt.training.rows import RowDrawing, Rows, draw_rows
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
-from difftilt.value_kernel import ValueKernel
+from difftilt.values.kernel import ValueKernel
 from gaussian_values import (
     LIKELIHOOD,
     OWN,

@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.guidance.learned import ClassifierGuidance
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.training.noisy_classifier import (
     ClassifierFit,
     NoisyClassifier,
     fit_noisy_classifier,
 )
 from gaussian_values import LIKELIHOOD
-from test_value_networks import image_chain
-from toys import end_law, gaussian_chain
+from toys import end_law, gaussian_chain, image_chain
 
 LOG_BOUND = -math.log(LIKELIHOOD.sigma * math.sqrt(2 * math.pi))
 STEPS = 4

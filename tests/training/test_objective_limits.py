@@ -12,7 +12,7 @@ from difftilt.objectives.subtrajectory import (
     PathConsistency,
     SubTrajectoryBalance,
 )
-from difftilt.sampling import Tilted, certify
+from difftilt.sampling.draws import Tilted, certify
 from difftilt.training.loop import train
 from toys import Likelihood, quick_plan, toy_state
 

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 import difftilt
-from difftilt.adjoint import Cost, pull_back
-from difftilt.chains import Chain, InitialTilt, Path
+from difftilt.chains.adjoint import Cost, pull_back
+from difftilt.chains.chain import Chain, InitialTilt, Path
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError, TrainingError
 from difftilt.forms import Perceptron
 from difftilt.objectives.base import Objective
 from difftilt.objectives.pathwise import AdjointMatching, AlignProp, DRaFT, KLControl
 from difftilt.posteriors import Prior
-from difftilt.rollouts import rollout
 from difftilt.training.loop import train
 from difftilt.training.pathwise import pathwise_updates, reward_gradient
 from difftilt.training.plan import BehaviourWeights, Training, suited
 from difftilt.training.state import TrainingState, trainable
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 from small_chains import moved, noise
 from toys import Likelihood, LinearKernel, gaussian_chain, quick_plan, toy_state
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import backward, log_ratio
 from difftilt.errors import InputError, RewardError, TrainingError
 from difftilt.models.labels import Labels
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
-from difftilt.scoring import backward, log_ratio
 from difftilt.training.partitions import LogPartition
 from difftilt.training.plan import RTB, BehaviourWeights, Replaying, Training
 from difftilt.training.state import TrainingState, trainable

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import GENERATED, GIVEN, MaskedDiffusion, canvas
 from difftilt.objectives.balance import RTB
 from difftilt.posteriors import FullCopy, Prior, Sources

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import difftilt as dt
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import step_scores
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, MaskedDiffusion, canvas, completed
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy, Perceptron, ValueGuided
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.base import Objective
 from difftilt.objectives.contrastive import CEP
@@ -28,13 +30,11 @@ from difftilt.objectives.subtrajectory import PathConsistency, SubTrajectoryBala
 from difftilt.objectives.supervised import Supervised
 from difftilt.objectives.wake import Wake
 from difftilt.posteriors import Posterior, Prior, Sources
-from difftilt.rollouts import rollout
-from difftilt.scoring import step_scores
 from difftilt.token_denoisers import TokenDenoiser
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training, suited
 from difftilt.training.state import TrainingState
 from difftilt.training.steps import training_step
-from difftilt.values import TokenValue
+from difftilt.values.functions import TokenValue
 from tabular import (
     ENDS,
     LENGTH,

@@ -17,10 +17,10 @@ from difftilt.adapters.arithmetic import calculating
 from difftilt.adapters.export import PipelineChain
 from difftilt.adapters.folders import quiet
 from difftilt.adapters.schedulers import SchedulerDiffusion, diffusion_from_scheduler
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.fingerprints import fingerprint
 from difftilt.errors import InputError, require
-from difftilt.fingerprints import fingerprint
-from difftilt.kernels import DriftKernel
+from difftilt.kernels.networks import DriftKernel
 from difftilt.noise import seeded
 
 

@@ -23,10 +23,10 @@ from torch import nn
 
 from difftilt.adapters.folders import check_replaceable, write_whole
 from difftilt.adapters.lora import AdaptedDenoiser, plain_copy
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.errors import InputError, require
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 
 
 @dataclass(frozen=True)

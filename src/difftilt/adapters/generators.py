@@ -2,7 +2,7 @@
 
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.latent import StandardNormalDenoiser, latent_diffusion
 from difftilt.errors import InputError
 from difftilt.schedules import NoiseLevels, VariancePreserving

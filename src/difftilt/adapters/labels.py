@@ -12,10 +12,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import Denoiser, Level, NetworkDenoiser
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 
 
 class LabelledDenoiser(Denoiser):

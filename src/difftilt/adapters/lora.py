@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import Denoiser
 from difftilt.errors import InputError, require
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.noise import seeded
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -29,14 +29,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from difftilt.adapters.folders import read_weights
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import Denoiser, Level, to_clean
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.errors import CheckpointError, InputError
 from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, centred, present_atoms
 from difftilt.models.numbers import Numbers
 from difftilt.schedules import NoiseLevels
-from difftilt.transitions import LOG_2_PI, Gaussian
+from difftilt.transitions.gaussian import LOG_2_PI, Gaussian
 
 PREFIX = "dynamics.egnn."
 

@@ -29,7 +29,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from difftilt.adapters.folders import OwnFolder
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.fingerprints import fingerprint
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.diffusions.gaussian import (
     GaussianDiffusion,
@@ -37,7 +38,6 @@ from difftilt.diffusions.gaussian import (
     posterior_variance,
 )
 from difftilt.errors import InputError
-from difftilt.fingerprints import fingerprint
 from difftilt.models.point_cloud import PointNetwork, PointNetworkSize
 from difftilt.schedules import NoiseLevels, VariancePreserving
 

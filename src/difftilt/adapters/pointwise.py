@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import Denoiser, Level, to_clean
 from difftilt.diffusions.gaussian import GaussianDiffusion, ancestral_tables, posterior_variance
 from difftilt.errors import CheckpointError, InputError

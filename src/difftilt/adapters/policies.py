@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from difftilt.adapters.actions import bounded
 from difftilt.adapters.folders import OwnFolder
 from difftilt.adapters.policy_config import PolicyConfig
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.fingerprints import fingerprint
 from difftilt.denoisers import Denoiser, Level, to_clean
 from difftilt.diffusions.gaussian import (
     GaussianDiffusion,
@@ -41,7 +42,6 @@ from difftilt.diffusions.gaussian import (
     posterior_variance,
 )
 from difftilt.errors import InputError
-from difftilt.fingerprints import fingerprint
 from difftilt.models.residual import ResidualMLP, ResidualSize
 from difftilt.schedules import NoiseLevels
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difftilt.errors import InputError
 from difftilt.noise import Noise
-from difftilt.transitions import Tilt, Transition
+from difftilt.transitions.base import Tilt, Transition
 
 
 class Diffusion(ABC):

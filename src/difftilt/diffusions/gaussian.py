@@ -25,7 +25,8 @@ from difftilt.errors import InputError
 from difftilt.noise import Noise
 from difftilt.objectives.weighted import denoising
 from difftilt.schedules import NoiseLevels
-from difftilt.transitions import Gaussian, GaussianTilt, rows_of
+from difftilt.transitions.base import rows_of
+from difftilt.transitions.gaussian import Gaussian, GaussianTilt
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from difftilt.categorical import Categorical, CategoricalTilt, Placing, Reveal, read
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.orders import AnyOrder, Order
 from difftilt.diffusions.remasking import Remasking
 from difftilt.errors import InputError
 from difftilt.noise import Noise
-from difftilt.transitions import Transition
+from difftilt.transitions.base import Transition
+from difftilt.transitions.categorical import Categorical, CategoricalTilt, Placing, Reveal, read
 
 GIVEN, GENERATED, SUFFIX, PADDING = 0, 1, 2, 3
 """Roles of a canvas's positions."""

@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.categorical import Categorical, CategoricalTilt, Reveal, log_prob_of
 from difftilt.diffusions.base import Diffusion
 from difftilt.diffusions.masked import MaskedLevel
 from difftilt.errors import InputError
 from difftilt.noise import Noise
-from difftilt.transitions import Transition
+from difftilt.transitions.base import Transition
+from difftilt.transitions.categorical import Categorical, CategoricalTilt, Reveal, log_prob_of
 
 
 class UniformDiffusion(Diffusion):

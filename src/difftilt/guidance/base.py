@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.errors import InputError, RewardError
-from difftilt.reward_contract import CheckedReward, LogReward
-from difftilt.transitions import GaussianTilt
+from difftilt.rewards.contract import CheckedReward, LogReward
+from difftilt.transitions.gaussian import GaussianTilt
 
 LogValue = Callable[[Tensor, int | Tensor, Tensor | None], Tensor]
 """``(x_n (B, *event), n, condition) -> log h_n (B,)``, differentiable in ``x_n``."""

@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.guidance.base import (
     Guidance,
     GuidedKernel,
     check_scale,
 )
-from difftilt.reward_contract import LogReward
-from difftilt.rewards import ClassifierReward
-from difftilt.value_kernel import ValueKernel
-from difftilt.values import Value
+from difftilt.rewards.contract import LogReward
+from difftilt.rewards.wrappers import ClassifierReward
+from difftilt.values.functions import Value
+from difftilt.values.kernel import ValueKernel
 
 
 @dataclass(frozen=True)

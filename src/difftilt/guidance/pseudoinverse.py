@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
 from difftilt.guidance.base import (
     NOT_DIFFERENTIABLE,
@@ -26,8 +26,8 @@ from difftilt.guidance.base import (
     differentiable_reward,
     reconstruction_variance,
 )
-from difftilt.reward_contract import LogReward, as_reward
-from difftilt.rewards import GaussianLikelihood
+from difftilt.rewards.contract import LogReward, as_reward
+from difftilt.rewards.wrappers import GaussianLikelihood
 
 MOST_MEASUREMENTS = 4096
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt._ops import log_mean_exp
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
 from difftilt.guidance.base import (
     Guidance,
@@ -23,7 +23,7 @@ from difftilt.guidance.base import (
     differentiable_reward,
     reconstruction_variance,
 )
-from difftilt.reward_contract import LogReward, as_reward
+from difftilt.rewards.contract import LogReward, as_reward
 
 LEAST_ENERGY = 1e-12
 

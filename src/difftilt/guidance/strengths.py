@@ -20,10 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from difftilt._ops import over_event
-from difftilt.chains import Kernel
+from difftilt.chains.chain import Kernel
 from difftilt.errors import InputError
 from difftilt.models.heads import ZeroLinear
-from difftilt.transitions import GaussianTilt, rows_of
+from difftilt.transitions.base import rows_of
+from difftilt.transitions.gaussian import GaussianTilt
 
 FARTHEST = 3.0
 """Norm of a direction, in its usual ones, beyond which it hardly grows."""

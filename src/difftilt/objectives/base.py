@@ -29,7 +29,7 @@ class Scores:
     """The tensors an objective of the first door may read; nats.
 
     Rows of a matrix are the steps with a density, from the last one drawn (next to ``x_0``) to the
-    first, and, last, the law of ``x_N``: the rows of ``difftilt.scoring.step_scores``.
+    first, and, last, the law of ``x_N``: the rows of ``difftilt.chains.scoring.step_scores``.
 
     Arguments:
         log_ratio: (B,) ``Λ``, the sum of ``steps``; carries a gradient.

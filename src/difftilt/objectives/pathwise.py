@@ -2,7 +2,7 @@
 
 They minimise ``E_q[kl · Λ(τ) - β log r(x_0)]``, with paths drawn as functions of their noise. An
 objective decides on the weight of the divergence and on the steps whose parameters get a gradient;
-the derivative itself is the adjoint's (``difftilt.adjoint``).
+the derivative itself is the adjoint's (``difftilt.chains.adjoint``).
 
 | objective | aims at | steps with a gradient |
 |---|---|---|

@@ -13,14 +13,14 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.errors import CheckpointError, InputError
 from difftilt.objectives.base import Objective, kinds
 from difftilt.posteriors import Posterior, Sources, Target
 from difftilt.recipes.pictures import Picture
-from difftilt.sampling import Samples, prior_count
+from difftilt.sampling.draws import Samples, prior_count
 from difftilt.training.plan import Training
 
 

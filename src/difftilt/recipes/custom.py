@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field, replace
 
 from difftilt.errors import InputError
-from difftilt.isolation import isolated
 from difftilt.loading import load, mark_of
 from difftilt.posteriors import Prior
 from difftilt.recipes.base import Job, Recipe
 from difftilt.recipes.form import FormChoice
-from difftilt.rewards import load_reward, reward_digest
+from difftilt.rewards.isolation import isolated
+from difftilt.rewards.loading import load_reward, reward_digest
 from difftilt.training.plan import Training
 
 ELSEWHERE = {

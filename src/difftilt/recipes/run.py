@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 import difftilt
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.diagnostics.certificate import Certificate
 from difftilt.diagnostics.conditional import ConditionalCertificate
 from difftilt.diagnostics.evidence import effective_sample_size
@@ -23,9 +25,7 @@ from difftilt.noise import StreamNoise
 from difftilt.recipes.base import Drawn, Job, Recipe, from_config, to_config
 from difftilt.recipes.catalogue import RECIPES
 from difftilt.recipes.pictures import save_pictures
-from difftilt.rollouts import rollout
-from difftilt.sampling import Correction, Samples, sample_paths
-from difftilt.scoring import log_ratio
+from difftilt.sampling.draws import Correction, Samples, sample_paths
 from difftilt.training.checkpoint import (
     checkpoint_steps,
     load_checkpoint,

@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
+from difftilt.chains.rollouts import Ratio, back_and_forth, bridge, rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
 from difftilt.replay.buffer import ReplayBuffer
 from difftilt.replay.pool import PathPool
-from difftilt.rollouts import Ratio, back_and_forth, bridge, rollout
-from difftilt.scoring import log_ratio
 
 LogReward = Callable[[Tensor, Tensor | None], Tensor]
 

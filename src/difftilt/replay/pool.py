@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.chains import Path
+from difftilt.chains.chain import Path
 from difftilt.errors import RewardError
 from difftilt.smc.resampling import systematic
 

@@ -14,12 +14,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.errors import InputError
 from difftilt.smc.feynman_kac import Resampling
 from difftilt.smc.population import Population
 from difftilt.smc.potentials import Potential, Twist
-from difftilt.values import Value
+from difftilt.values.functions import Value
 
 Scheme = Literal["multinomial", "stratified", "systematic"]
 SCHEMES = ("multinomial", "stratified", "systematic")

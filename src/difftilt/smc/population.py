@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import Noise
 from difftilt.smc.feynman_kac import ParticleSystems, Resampling, particle_systems
@@ -36,7 +36,7 @@ CONDITIONAL_SCHEMES = ("multinomial", "single")
 
 @runtime_checkable
 class Goal(Protocol):
-    """What a population weighs by; ``difftilt.sampling.Tilted`` is one."""
+    """What a population weighs by; ``difftilt.sampling.draws.Tilted`` is one."""
 
     @property
     def log_reward(self) -> Callable[[Tensor, Tensor | None], Tensor]:

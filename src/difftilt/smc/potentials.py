@@ -30,12 +30,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import Noise
 from difftilt.smc.feynman_kac import FeynmanKac, State
-from difftilt.transitions import Tilt, Transition
-from difftilt.values import Value
+from difftilt.transitions.base import Tilt, Transition
+from difftilt.values.functions import Value
 
 Potential = Literal["difference", "max", "sum"]
 POTENTIALS: tuple[str, ...] = get_args(Potential)

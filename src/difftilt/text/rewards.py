@@ -1,4 +1,4 @@
-"""Rewards that read text: the contract of ``difftilt.rewards`` over strings.
+"""Rewards that read text: the contract of ``difftilt.rewards.wrappers`` over strings.
 
 A ``TextReward`` scores *passages* (``difftilt.text.layouts``). Bound to the canvases of an
 infilling it is a reward like any other, ``(x_0, condition) -> log r (B,)``; ``Infilling`` binds it.
@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difftilt.errors import InputError, RewardError
-from difftilt.rewards import CheckedReward, RewardOfRewards, as_reward, reward_bound
+from difftilt.rewards.contract import CheckedReward, as_reward, reward_bound
+from difftilt.rewards.wrappers import RewardOfRewards
 from difftilt.text.canvases import Canvases
 from difftilt.text.layouts import Passage
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import CheckpointError
 from difftilt.training.files import (
     MANIFEST,

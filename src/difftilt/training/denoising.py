@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.noise import GeneratorNoise
 from difftilt.training.outcome import Outcome, check, forget_gradients
 from difftilt.training.paths import draw_paths

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import CheckpointError
 from difftilt.training.checkpoint import (
     checkpoint_steps,

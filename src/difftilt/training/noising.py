@@ -14,10 +14,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from difftilt._ops import log_mean_exp
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
+from difftilt.chains.scoring import step_scores
 from difftilt.objectives.ends import EndObjective, EndScores
 from difftilt.replay.behaviour import Pooled, Scored
-from difftilt.scoring import step_scores
 from difftilt.training.outcome import Outcome, check, forget_gradients
 from difftilt.training.paths import draw_paths
 from difftilt.training.rows import RowDrawing, Rows, draw_rows

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
 from difftilt.models.convolutional import LevelConvolutions
 from difftilt.models.mlp import Size, StepMLP

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import GENERATED
 from difftilt.models.labels import Labels
 from difftilt.models.numbers import Numbers
 from difftilt.models.reads import Reads
 from difftilt.token_denoisers import TokenDenoiser, wide
-from difftilt.values import RunningLogMean
+from difftilt.values.functions import RunningLogMean
 
 
 class LogPartition(nn.Module):

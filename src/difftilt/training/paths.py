@@ -16,17 +16,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from difftilt.chains import Path
+from difftilt.chains.chain import Path
+from difftilt.chains.rollouts import Ratio
+from difftilt.chains.scoring import Coefficients, StepScores, backward, log_ratio, step_scores
 from difftilt.errors import InputError
 from difftilt.objectives.base import PathObjective, Scores
 from difftilt.objectives.ends import EndObjective
 from difftilt.objectives.weighted import weighted_likelihood
 from difftilt.replay.behaviour import Scored, Situation
-from difftilt.rollouts import Ratio
-from difftilt.scoring import Coefficients, StepScores, backward, log_ratio, step_scores
 from difftilt.training.outcome import Outcome, check, forget_gradients
 from difftilt.training.state import TrainingState
-from difftilt.values import path_values, value_backward
+from difftilt.values.functions import path_values, value_backward
 
 
 def path_updates(state: TrainingState, beta: float) -> Iterator[Outcome]:

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.adjoint import Cost, match_lean_adjoint, pull_back
-from difftilt.chains import Path
+from difftilt.chains.adjoint import Cost, match_lean_adjoint, pull_back
+from difftilt.chains.chain import Path
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.objectives.pathwise import PathwiseObjective
 from difftilt.replay.behaviour import Scored
-from difftilt.rollouts import rollout
 from difftilt.training.outcome import Outcome, check, forget_gradients
 from difftilt.training.paths import situation
 from difftilt.training.state import TrainingState

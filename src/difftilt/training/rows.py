@@ -7,11 +7,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from difftilt._ops import over_event
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
 from difftilt.objectives.ends import EndObjective
-from difftilt.transitions import Gaussian, Transition
+from difftilt.transitions.base import Transition
+from difftilt.transitions.gaussian import Gaussian
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import CheckpointError
 from difftilt.training.random_state import random_numbers, random_tensors, restore_random
 from difftilt.training.state import TrainingState
-from difftilt.value_kernel import ValueKernel
+from difftilt.values.kernel import ValueKernel
 
 FORMAT = 2
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
 from difftilt.models.heads import ZeroLinear
 from difftilt.models.reads import Reads, reads_of
@@ -29,9 +29,9 @@ from difftilt.training.muon import Muon
 from difftilt.training.partitions import LogPartition, partition_of
 from difftilt.training.plan import Optimisation, Training
 from difftilt.training.watch import Watch
-from difftilt.value_kernel import ValueKernel
-from difftilt.value_networks import value_for
-from difftilt.values import Value
+from difftilt.values.functions import Value
+from difftilt.values.kernel import ValueKernel
+from difftilt.values.networks import value_for
 
 READ = 4096
 """Conditions that are drawn to see how large their numbers are."""

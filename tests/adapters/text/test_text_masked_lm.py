@@ -7,9 +7,9 @@ import torch
 
 from difftilt.adapters.text.base import load_text_model
 from difftilt.adapters.text.hugging_face import TransformersNetwork
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from tiny_text_models import (
     MASK,
     PAD,

@@ -15,15 +15,15 @@ from torch import nn
 from difftilt.adapters.lora import lora
 from difftilt.adapters.text.base import TextModel, load_text_model
 from difftilt.adapters.text.export import export_text_model
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
+from difftilt.chains.fingerprints import fingerprint
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.diffusions.masked import GENERATED, GIVEN, SUFFIX, canvas
 from difftilt.errors import InputError
-from difftilt.fingerprints import fingerprint
 from difftilt.forms import FullCopy, LoRA
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
-from difftilt.scoring import log_ratio
 from tiny_text_models import at_masks, chain_of, level_of, partly_masked, plain_foreign
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import difftilt as dt
 from difftilt.adapters.arithmetic import as_now, calculating, in_float32
-from difftilt.rollouts import Path, rollout
-from difftilt.scoring import backward, log_ratio
+from difftilt.chains.rollouts import Path, rollout
+from difftilt.chains.scoring import backward, log_ratio
 from plain_diffusers import PROMPTS, SCALE, SIZES, STEPS, noise_of, plain
 from tiny_pipelines import tiny
 

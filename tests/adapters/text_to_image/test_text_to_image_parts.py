@@ -11,11 +11,11 @@ from torch import Tensor
 import difftilt as dt
 from difftilt.adapters.text_to_image import text_to_image_model
 from difftilt.adapters.text_to_image.flow import packed, unpacked
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import backward
 from difftilt.errors import InputError, RewardError
 from difftilt.forms import DriftNet
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
-from difftilt.scoring import backward
 from plain_diffusers import PROMPTS, SCALE, STEPS, noise_of, plain
 from tiny_pipelines import tiny
 

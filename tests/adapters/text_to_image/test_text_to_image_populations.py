@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import difftilt as dt
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from plain_diffusers import PROMPTS, SCALE, STEPS
 from tiny_pipelines import tiny
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import difftilt as dt
-from difftilt.rollouts import rollout
+from difftilt.chains.rollouts import rollout
 from difftilt.text_to_image import TextToImagePosterior
 from plain_diffusers import PROMPTS, SCALE, SIZES, STEPS, noise_of, plain
 

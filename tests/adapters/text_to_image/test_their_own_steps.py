@@ -15,7 +15,7 @@ from torch import Tensor
 
 import difftilt as dt
 import tiny_pipelines
-from difftilt.rollouts import rollout
+from difftilt.chains.rollouts import rollout
 from plain_diffusers import PROMPTS, SCALE, SIZES, STEPS, noise_of, plain
 from tiny_pipelines import BUILDERS, ddim, tiny
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import CheckpointError, InputError
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.models.egnn import AtomNetworkSize, present_atoms
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.molecules import models
 from difftilt.tasks.molecules.chemistry import KINDS, VALENCES, bond_orders, molecule_of
 from difftilt.tasks.molecules.drawing import drawn

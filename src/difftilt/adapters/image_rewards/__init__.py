@@ -4,7 +4,7 @@ Each is ``(images (B, 3, H, W) in [0, 1], prompts: list of B texts) -> log r (B,
 ``image_text`` compares the two, ``aesthetic`` judges the picture alone, ``answers`` asks a
 classifier or a question-answering network, ``image_reward`` runs one in another interpreter,
 ``compressibility`` counts bytes; ``names`` finds each by a name. Weighted sums, floors and
-temperatures are those of ``difftilt.rewards``.
+temperatures are those of ``difftilt.rewards.wrappers``.
 """
 
 from difftilt.adapters.image_rewards.aesthetic import AestheticScore, aesthetic

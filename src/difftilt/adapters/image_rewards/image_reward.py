@@ -1,7 +1,7 @@
 """ImageReward, a preference model of pictures, in a process of its own.
 
 Its package pins versions of transformers and others that a present diffusers does not go with, so
-it runs in another interpreter (``difftilt.isolation``): make an environment with ``pip install
+it runs in another interpreter (``difftilt.isolated``): make an environment with ``pip install
 image-reward``, put ``ImageReward.pt`` and ``med_config.json`` into a folder, and name both. That
 interpreter also needs the tokenizer "bert-base-uncased" in its hub cache.
 
@@ -21,7 +21,7 @@ from difftilt.adapters.image_rewards import image_reward_worker as worker
 from difftilt.adapters.image_rewards.image_text import check_prompts, existing_folder
 from difftilt.adapters.image_rewards.processing import checked_images
 from difftilt.errors import InputError
-from difftilt.isolation import IsolatedReward
+from difftilt.rewards.isolation import IsolatedReward
 
 FILES = ("ImageReward.pt", "med_config.json")
 

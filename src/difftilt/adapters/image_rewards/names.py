@@ -25,8 +25,9 @@ from difftilt.adapters.image_rewards.compressibility import JpegSize
 from difftilt.adapters.image_rewards.image_reward import ImageRewardScore
 from difftilt.adapters.image_rewards.image_text import clip, hps, open_clip, pick_score
 from difftilt.errors import InputError
-from difftilt.isolation import isolated
-from difftilt.rewards import Summed, load_reward, reward_digest
+from difftilt.rewards.isolation import isolated
+from difftilt.rewards.loading import load_reward, reward_digest
+from difftilt.rewards.wrappers import Summed
 
 
 @dataclass(frozen=True)

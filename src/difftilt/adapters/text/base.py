@@ -24,8 +24,8 @@ from difftilt.adapters.text.families import (
     network_of_model,
 )
 from difftilt.adapters.text.files import config_of, folder_of
+from difftilt.chains.fingerprints import fingerprint
 from difftilt.errors import InputError, require
-from difftilt.fingerprints import fingerprint
 from difftilt.token_denoisers import TokenDenoiser, TokenNetwork
 
 ATTENTION = (

@@ -22,9 +22,9 @@ from difftilt.adapters.text.base import TextModel
 from difftilt.adapters.text.ddit_network import DDiTNetwork
 from difftilt.adapters.text.files import folder_of
 from difftilt.adapters.text.hugging_face import TransformersNetwork
-from difftilt.chains import Kernel
+from difftilt.chains.chain import Kernel
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.token_denoisers import TokenDenoiser
 
 

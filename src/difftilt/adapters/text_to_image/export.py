@@ -16,9 +16,9 @@ from difftilt.adapters.folders import check_replaceable, write_whole
 from difftilt.adapters.lora import AdaptedDenoiser, plain_copy
 from difftilt.adapters.text_to_image.plain import levels, plain_scheduler, readme
 from difftilt.adapters.text_to_image.record import PictureChain, network_of
-from difftilt.chains import Kernel
+from difftilt.chains.chain import Kernel
 from difftilt.errors import InputError
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 
 SETTINGS = "difftilt.json"
 

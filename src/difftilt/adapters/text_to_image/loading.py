@@ -26,10 +26,10 @@ from difftilt.adapters.text_to_image.prompts import NULL_ROW, PromptedDenoiser, 
 from difftilt.adapters.text_to_image.record import PictureChain
 from difftilt.adapters.text_to_image.stable_diffusion import StableDiffusion, StableDiffusionXL
 from difftilt.adapters.text_to_image.transformers import DiT, PixArt
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
+from difftilt.chains.fingerprints import fingerprint
 from difftilt.denoisers import Denoiser
 from difftilt.errors import InputError
-from difftilt.fingerprints import fingerprint
 from difftilt.guidance.classifier_free import ClassifierFreeGuidance
 
 FAMILIES: tuple[type[Family], ...] = (

@@ -7,7 +7,7 @@ from torch import nn
 
 from difftilt.adapters.text_to_image.base import Family
 from difftilt.adapters.text_to_image.prompts import PromptedDenoiser, PromptTable
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import Denoiser
 from difftilt.guidance.classifier_free import ClassifierFreeGuidance
 

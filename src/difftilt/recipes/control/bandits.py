@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from difftilt.betas import BetaReward, joined_beta, with_beta
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import DifftiltError, InputError
 from difftilt.forms import Form, Perceptron, ValueGuided
 from difftilt.objectives.balance import RTB
@@ -31,7 +31,7 @@ from difftilt.recipes.tables.makers import Setting, by_itself, on_own_paths, tra
 from difftilt.tasks.bandits import LARGEST_BETA, Bandit, BestOf, Policy, distances
 from difftilt.tasks.bandits.truth import DRAWS
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training
-from difftilt.value_kernel import ValueKernel
+from difftilt.values.kernel import ValueKernel
 
 HELD_OUT = 64
 STATES_SEED = 20_000

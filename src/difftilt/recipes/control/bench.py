@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import InputError
 from difftilt.posteriors import Posterior

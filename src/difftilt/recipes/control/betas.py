@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.posteriors import Posterior
-from difftilt.value_kernel import ValueKernel
+from difftilt.values.kernel import ValueKernel
 
 
 def at_beta(posterior: Posterior, beta: float) -> Posterior:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.forms import Form, FullCopy
 from difftilt.objectives.balance import RTB
 from difftilt.objectives.base import Objective

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError, MissingPackage
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row, tell
 from difftilt.recipes.control.betas import at_beta, mean_ess_in

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import DifftiltError, InputError
-from difftilt.populations import PopulationSampler
 from difftilt.recipes.exact.methods import methods
 from difftilt.recipes.exact.recipe import Effort, build, setting_of
 from difftilt.recipes.exact.tokens import judge_token_population, judge_tokens
 from difftilt.recipes.tables.cells import Cell, Cells, cells_of
 from difftilt.recipes.tables.makers import Sampler
+from difftilt.sampling.populations import PopulationSampler
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.tasks.exact.judge import DRAWS, Judgement, judge, judge_population
 from difftilt.tasks.tokens import TokenProblem

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from difftilt.controls import ControlReward
 from difftilt.diagnostics.distances import mode_total_variation
 from difftilt.forms import Perceptron
 from difftilt.objectives.balance import RTB
@@ -21,6 +20,7 @@ from difftilt.objectives.base import Objective
 from difftilt.objectives.pathwise import KLControl, PathwiseObjective
 from difftilt.objectives.policy import DDPO
 from difftilt.posteriors import Posterior, Prior, Sources, Target
+from difftilt.rewards.controls import ControlReward
 from difftilt.tasks.controls import Fit, calibrated_classifier
 from difftilt.tasks.exact.controls import PAIRS, TwoControls
 from difftilt.training.plan import BehaviourWeights, Optimisation, Training

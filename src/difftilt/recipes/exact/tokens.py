@@ -6,7 +6,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.posteriors import Sources
 from difftilt.smc.population import Population

@@ -28,8 +28,9 @@ from difftilt.recipes.tables.rejection import (
     measured_row,
     truth_among,
 )
-from difftilt.rewards import ClassifierReward, LogReward
-from difftilt.sampling import Samples
+from difftilt.rewards.contract import LogReward
+from difftilt.rewards.wrappers import ClassifierReward
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.images import (
     FASHION_CLASSES,
     GarmentClassifier,

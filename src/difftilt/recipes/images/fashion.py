@@ -26,7 +26,7 @@ from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.tables.fine_tuning import fine_tuning
 from difftilt.recipes.tables.rejection import halved, prior_log_z, rejected
-from difftilt.rewards import ClassifierReward
+from difftilt.rewards.wrappers import ClassifierReward
 from difftilt.tasks.images import (
     FASHION_CLASSES,
     Garment,

@@ -26,7 +26,7 @@ from difftilt.recipes.tables.rejection import (
     measured_row,
     truth_among,
 )
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.molecules.metrics import consistency, molecules_of, quality
 from difftilt.tasks.molecules.models import molecule_prior
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward

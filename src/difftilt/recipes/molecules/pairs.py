@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.diagnostics.calibration import calibration
 from difftilt.errors import InputError
 from difftilt.forms import FullCopy
@@ -22,7 +22,7 @@ from difftilt.models.numbers import Numbers
 from difftilt.posteriors import Prior, Sources, Target
 from difftilt.recipes.base import tell
 from difftilt.recipes.tables.makers import Setting, trained
-from difftilt.sampling import sample_paths
+from difftilt.sampling.draws import sample_paths
 from difftilt.tasks.molecules.metrics import SCORES, Score, molecules_of
 from difftilt.tasks.molecules.models import PROPERTIES, Property, molecule_prior
 from difftilt.tasks.molecules.rewards import PropertyReward, ScoreReward

@@ -32,7 +32,7 @@ from difftilt.recipes.molecules.pairs import (
 )
 from difftilt.recipes.tables.fine_tuning import guided_fine_tuning
 from difftilt.recipes.tables.rejection import halved, prior_log_z, rejected
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.molecules.drawing import drawn as pictures_of
 from difftilt.tasks.molecules.metrics import (
     SCORES,

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.chains import Chain
-from difftilt.controls import ControlReward
+from difftilt.chains.chain import Chain
 from difftilt.diagnostics.closeness import rejection_indices
 from difftilt.diagnostics.distances import energy_distance
 from difftilt.diffusions.masked import GENERATED, SUFFIX, MaskedDiffusion, canvas
 from difftilt.posteriors import Prior
-from difftilt.rewards import CheckedReward
-from difftilt.sampling import sample
+from difftilt.rewards.contract import CheckedReward
+from difftilt.rewards.controls import ControlReward
+from difftilt.sampling.draws import sample
 from difftilt.smc.resampling import systematic
 from difftilt.tasks.exact.controls import PAIRS
 from difftilt.tasks.sequences.counts import counts

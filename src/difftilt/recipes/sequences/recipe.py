@@ -39,7 +39,7 @@ from difftilt.recipes.sequences.parts import (
     sequence_prior,
     true_drawings,
 )
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.exact.controls import PAIRS
 from difftilt.tasks.sequences import molecules
 from difftilt.tasks.sequences.sets import SequenceName, SequenceSet, sequence_set

@@ -26,7 +26,7 @@ from difftilt.recipes.tables.rejection import (
     measured_row,
     truth_among,
 )
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.shapes.distances import compare_sets, occupancy_divergence
 from difftilt.tasks.shapes.judges import cloud_features, load_judge, shape_prior_folder
 from difftilt.tasks.shapes.targets import shape_target, shape_targets

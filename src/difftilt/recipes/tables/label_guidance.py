@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
 from difftilt.forms import Form, FullCopy, Perceptron
 from difftilt.guidance.classifier_free import ClassifierFreeKernel

@@ -12,13 +12,13 @@ from typing import TypeVar
 
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.forms import Form, LearnedGuidance
 from difftilt.guidance.base import Guidance
 from difftilt.objectives.base import Objective
-from difftilt.populations import PopulationSampler
 from difftilt.posteriors import Sources, Target
-from difftilt.rewards import GaussianLikelihood
+from difftilt.rewards.wrappers import GaussianLikelihood
+from difftilt.sampling.populations import PopulationSampler
 from difftilt.smc.population import Population
 from difftilt.training.loop import train
 from difftilt.training.plan import RTB, BehaviourWeights, Training, suited

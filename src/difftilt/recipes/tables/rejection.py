@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diagnostics.evidence import effective_sample_size, log_evidence
 from difftilt.errors import InputError
 from difftilt.posteriors import Posterior, Target
 from difftilt.recipes.tables.cells import Cell, Cells, cells_of
 from difftilt.recipes.tables.cost import Cost
 from difftilt.recipes.tables.makers import Maker, Setting
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 
 CHUNK = 1024
 Row = dict[str, float | int | str | None]

@@ -28,7 +28,7 @@ from difftilt.recipes.tables.pairs import BY_STORY, story_means
 from difftilt.recipes.text.infill import Infill, prompted, residual_spread
 from difftilt.recipes.text.sets import DataName
 from difftilt.recipes.text.similarity import story_similarity
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.smc.methods import SVDD, FKSteering
 from difftilt.smc.population import Population
 from difftilt.tasks import text_metrics

@@ -18,17 +18,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import GENERATED, MaskedDiffusion, completed
-from difftilt.kernels import DenoiserKernel
+from difftilt.kernels.networks import DenoiserKernel
 from difftilt.marginals import terminal_residual
 from difftilt.posteriors import Posterior, Prior, Sources
 from difftilt.recipes.base import Drawn, Job, Recipe, metric_row
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.text.sets import TextSet, text_set
 from difftilt.recipes.text.similarity import story_similarity
-from difftilt.rewards import CheckedReward
-from difftilt.sampling import Samples
+from difftilt.rewards.contract import CheckedReward
+from difftilt.sampling.draws import Samples
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Training
 
 RESIDUAL_CONTEXTS, RESIDUAL_SAMPLES = 4, 6

@@ -34,7 +34,7 @@ from difftilt.recipes.form import FormChoice
 from difftilt.recipes.text.infill import prompted
 from difftilt.recipes.text.similarity import story_similarity
 from difftilt.recipes.text.stories import Splits, StoryTask, story_task
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks import text_metrics
 from difftilt.tasks.stories.rocstories import TitledStory, read_stories
 from difftilt.tasks.stories.tiny_models import write_tiny_task

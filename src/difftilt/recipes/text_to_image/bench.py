@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diagnostics.evidence import effective_sample_size
 from difftilt.errors import InputError
 from difftilt.recipes.tables.cells import Cell, Cells, cells_of
@@ -27,7 +27,7 @@ from difftilt.recipes.text_to_image.task import (
     default_prompts,
     picture_task,
 )
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.picture_figures import PromptPictures, picture_figures
 
 TRUTH_DRAWS = 10_000

@@ -9,7 +9,7 @@ training spend the calls on particles when they draw. None reads a truth.
 from collections.abc import Callable
 from dataclasses import replace
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.forms import LearnedGuidance, LoRA
 from difftilt.guidance.reconstruction import DPS
 from difftilt.objectives.base import Objective

@@ -34,7 +34,7 @@ from difftilt.recipes.text_to_image.task import (
     in_turn,
     picture_task,
 )
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.tasks.picture_figures import PromptPictures, picture_figures
 from difftilt.training.plan import Training
 

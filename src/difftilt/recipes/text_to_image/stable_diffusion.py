@@ -42,7 +42,7 @@ from difftilt.recipes.custom import fitting
 from difftilt.recipes.form import FormChoice
 from difftilt.recipes.pictures import MOST_SHOWN, Picture, as_bytes
 from difftilt.recipes.text_to_image.sheets import prompt_sheet
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
 from difftilt.text_to_image import TextToImagePrior
 from difftilt.training.plan import RTB, BehaviourWeights, Optimisation, Replaying, Training
 

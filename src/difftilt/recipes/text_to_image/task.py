@@ -7,11 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.loading import load
-from difftilt.populations import PopulationSampler
 from difftilt.posteriors import Posterior
-from difftilt.sampling import Samples
+from difftilt.sampling.draws import Samples
+from difftilt.sampling.populations import PopulationSampler
 from difftilt.tasks.picture_figures import PromptPictures, accepted, judged
 from difftilt.tasks.text_to_image import (
     PictureJudge,

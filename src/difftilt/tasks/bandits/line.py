@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
-from difftilt.transitions import Gaussian, GaussianTilt, MixtureTilt, Tilt
+from difftilt.transitions.base import Tilt
+from difftilt.transitions.gaussian import Gaussian, GaussianTilt, MixtureTilt
 
 SPACING, REACH = 0.03, 4.0
 FAR = 9.0

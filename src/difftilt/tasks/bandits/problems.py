@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
 from difftilt.schedules import quantile_log_snr
 from difftilt.tasks.bandits.mixtures import (

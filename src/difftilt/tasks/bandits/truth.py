@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
 from difftilt.diagnostics.distances import mode_total_variation
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.bandits.counts import (
     WITHIN,
     Judged,

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
-from difftilt.kernels import DenoiserKernel, untilted
+from difftilt.chains.chain import Chain
+from difftilt.chains.rollouts import rollout
+from difftilt.kernels.networks import DenoiserKernel, untilted
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.tasks.control.behaviour import GaussianPolicy
 from difftilt.tasks.control.critics import Critic
 

@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from difftilt.adapters.policies import PolicyDenoiser
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.errors import InputError
 from difftilt.forms import Form
 from difftilt.models.residual import ResidualMLP, ResidualSize
-from difftilt.value_kernel import ValueKernel
-from difftilt.values import Value
+from difftilt.values.functions import Value
+from difftilt.values.kernel import ValueKernel
 
 LONGEST = 1000.0
 

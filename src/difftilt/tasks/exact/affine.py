@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Kernel, Path
+from difftilt.chains.chain import Kernel, Path
 from difftilt.diffusions.gaussian import GaussianDiffusion
-from difftilt.transitions import GaussianTilt
+from difftilt.transitions.gaussian import GaussianTilt
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
+from difftilt.chains.rollouts import rollout
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.rewards import GaussianLikelihood
-from difftilt.rollouts import rollout
+from difftilt.rewards.wrappers import GaussianLikelihood
 
 LogReward = Callable[[Tensor], Tensor]
 Functional = Callable[[Tensor], Tensor]

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
+from difftilt.chains.rollouts import rollout
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
 from difftilt.schedules import quantile_log_snr
 from difftilt.tasks.exact.base import ExactProblem, PathSampler, Truth, rejection_paths
 from difftilt.tasks.exact.denoisers import ProductMixtureDenoiser

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain, Path
+from difftilt.chains.chain import Chain, Path
+from difftilt.chains.rollouts import rollout
+from difftilt.chains.scoring import log_ratio
 from difftilt.diagnostics.distances import (
     classifier_two_sample_test,
     energy_test,
@@ -18,9 +20,7 @@ from difftilt.diagnostics.distances import (
 from difftilt.diagnostics.evidence import effective_sample_size, elbo, log_evidence, pareto_k
 from difftilt.errors import InputError
 from difftilt.noise import GeneratorNoise
-from difftilt.rollouts import rollout
-from difftilt.sampling import Tilted, batches
-from difftilt.scoring import log_ratio
+from difftilt.sampling.draws import Tilted, batches
 from difftilt.smc.population import Ends, Population
 from difftilt.tasks.exact.base import ExactProblem
 

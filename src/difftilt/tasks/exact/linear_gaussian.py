@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from difftilt.chains import Chain
-from difftilt.rewards import GaussianLikelihood
+from difftilt.chains.chain import Chain
+from difftilt.rewards.wrappers import GaussianLikelihood
 from difftilt.schedules import quantile_log_snr
 from difftilt.tasks.exact.affine import (
     AffineChain,

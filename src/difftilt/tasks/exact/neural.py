@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import NetworkDenoiser
 from difftilt.tasks.exact.base import ExactProblem
 from difftilt.tasks.exact.toys import plane_truth, ring_toy

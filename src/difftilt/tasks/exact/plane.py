@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 
 Mass = Float[Tensor, " M"]
 Points = Float[Tensor, "M 2"]

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.schedules import quantile_log_snr
 from difftilt.tasks.exact.base import ExactProblem, Truth, rejection_paths
 from difftilt.tasks.exact.denoisers import MixtureDenoiser

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.denoisers import Denoiser
 from difftilt.diffusions.gaussian import GaussianDiffusion
 from difftilt.schedules import levels_from_log_snr

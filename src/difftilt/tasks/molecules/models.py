@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from difftilt.adapters.folders import Network
 from difftilt.adapters.molecules import AtomDenoiser, molecule_chain
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, centred
 from difftilt.models.numbers import Numbers
 from difftilt.schedules import Polynomial

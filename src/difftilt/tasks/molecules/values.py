@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difftilt.chains import Chain, Kernel
+from difftilt.chains.chain import Chain, Kernel
 from difftilt.forms import Form
 from difftilt.models.egnn import PLACE, AtomNetwork, AtomNetworkSize, present_atoms
-from difftilt.value_kernel import ValueKernel
-from difftilt.values import Value
+from difftilt.values.functions import Value
+from difftilt.values.kernel import ValueKernel
 
 
 class AtomValue(Value):

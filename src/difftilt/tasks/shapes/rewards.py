@@ -19,7 +19,7 @@ from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor
 
 from difftilt.errors import InputError
-from difftilt.rewards import Bounded
+from difftilt.rewards.wrappers import Bounded
 from difftilt.tasks.shapes.distances import chamfer
 
 Statistic = Literal["symmetry", "flatness", "volume", "hull"]

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difftilt.errors import InputError
-from difftilt.rewards import ClassifierReward, LogReward
+from difftilt.rewards.contract import LogReward
+from difftilt.rewards.wrappers import ClassifierReward
 from difftilt.tasks.shapes.furniture import SHAPE_CLASSES, ShapeClass
 from difftilt.tasks.shapes.judges import judged, load_judge
 from difftilt.tasks.shapes.rewards import SEEN, wanted_shape

@@ -15,10 +15,10 @@ from difftilt.adapters.text.base import TextModel
 from difftilt.adapters.text.ddit_network import DDiTNetwork
 from difftilt.adapters.text.export import export_text_model
 from difftilt.adapters.text.sedd import sedd
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import MaskedDiffusion
 from difftilt.errors import require
-from difftilt.kernels import full_copy
+from difftilt.kernels.networks import full_copy
 from difftilt.tasks.stories.rocstories import TitledStory, read_stories, write_grammar_stories
 from difftilt.token_denoisers import TokenDenoiser
 

@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difftilt.categorical import Reveal
-from difftilt.chains import Chain
+from difftilt.chains.chain import Chain
 from difftilt.diffusions.masked import GENERATED, MaskedDiffusion, MaskedLevel
 from difftilt.diffusions.orders import Parallel
 from difftilt.errors import InputError
 from difftilt.marginals import completion_law, step_denoiser, words
+from difftilt.transitions.categorical import Reveal
 
 
 def exact_law(chain: Chain, condition: Int[Tensor, "C 2 L"]) -> Float[Tensor, "C completions"]:
